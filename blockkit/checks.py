@@ -1,0 +1,81 @@
+"""Input checks whose messages say what came, what was expected and what to type."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Shape3 = tuple[int, int, int]
+
+
+def check_shape3(shape: Sequence[int], name: str = "image_shape") -> Shape3:
+    """Return ``shape`` as three positive integers (z, y, x), or raise."""
+    try:
+        sizes = tuple(int(n) for n in shape)
+        whole = all(int(n) == n for n in shape)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {shape!r}, expected three whole numbers (z, y, x), such as (64, 64, 64).") from None
+    if len(sizes) != 3:
+        hint = " For a single slice, write (1, y, x)." if len(sizes) == 2 else ""
+        raise ValueError(f"{name} has {len(sizes)} numbers, {sizes}, expected three: (z, y, x).{hint}")
+    if not whole or min(sizes) < 1:
+        raise ValueError(f"{name} is {tuple(shape)}, expected three whole numbers of at least 1.")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def check_image(image: Tensor, image_shape: Sequence[int], name: str = "image") -> None:
+    """Raise unless ``image`` is a complex tensor of exactly ``image_shape`` (z, y, x)."""
+    check_tensor(image, name)
+    if tuple(image.shape) != tuple(image_shape):
+        raise ValueError(
+            f"{name} has shape {tuple(image.shape)}, expected (z, y, x) = {tuple(image_shape)}."
+            + _shape_hint(image, image_shape, name)
+        )
+    check_complex(image, name)
+
+
+def check_tensor(value: object, name: str) -> None:
+    """Raise unless ``value`` is a torch tensor."""
+    if not isinstance(value, Tensor):
+        hint = f" Write torch.as_tensor({name})." if hasattr(value, "__array__") else ""
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor.{hint}")
+
+
+def check_complex(value: Tensor, name: str) -> None:
+    """Raise unless ``value`` is complex64 or complex128."""
+    if value.dtype not in (torch.complex64, torch.complex128):
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, expected torch.complex64 or torch.complex128. "
+            f"Write {name}.to(torch.complex64)."
+        )
+
+
+def check_finite(value: Tensor, name: str) -> None:
+    """Raise if ``value`` has a NaN or an infinity, saying how many and where the first one is."""
+    bad = ~torch.isfinite(value)
+    n_bad = int(bad.sum())
+    if n_bad:
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"{name} has {n_bad} values that are NaN or infinite, the first at index {first}. Expected finite numbers."
+        )
+
+
+def check_count(value: int, name: str, least: int = 1) -> int:
+    """Return ``value`` as a whole number of at least ``least``, or raise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, expected a whole number of at least {least}.")
+    if value < least:
+        raise ValueError(f"{name} is {value}, expected at least {least}.")
+    return value
+
+
+def _shape_hint(image: Tensor, image_shape: Sequence[int], name: str) -> str:
+    shape, expected = tuple(image.shape), tuple(image_shape)
+    if len(shape) == len(expected) - 1:
+        return f" One axis is missing: if that is z, pass {name}[None]."
+    if len(shape) == len(expected) + 1 and shape[0] == 1:
+        return f" There is one axis too many: pass {name}[0]."
+    if sorted(shape) == sorted(expected):
+        return f" The axes are in another order: pass {name}.permute(...) so that z comes first."
+    return ""

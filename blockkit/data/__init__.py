@@ -1,0 +1,1 @@
+"""Phantoms, scans and files."""

@@ -1,0 +1,1 @@
+"""Model-based deep learning: regularizers, the unrolled network and its training."""

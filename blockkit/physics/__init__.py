@@ -1,0 +1,1 @@
+"""Scanner physics: trajectories, Fourier operators, coils and solvers. No network lives here."""

@@ -1,0 +1,1 @@
+"""Figures and widgets: the only wing that imports matplotlib and ipywidgets."""

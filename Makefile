@@ -1,0 +1,81 @@
+# make lab: set up and open the notebooks.   make test: set up, then run every test and notebook.   make help: the rest.
+PYTHON ?= python3
+WORKERS ?= 2
+LAB_ARGS ?=
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.set-up
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
+NBVAL := --nbval --nbval-cell-timeout 300
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# An environment made for another folder (a copied checkout) would test the code in that folder: set up again.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+.PHONY: help setup lab test check slow accept tour train clean distclean
+
+help:
+	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
+	@echo 'make test       set up, then run every test and every notebook'
+	@echo 'make setup      set up only: make $(VENV) and install (PYTHON=python3.12 picks the Python)'
+	@echo 'make check      ruff, mypy --strict, import-linter and the fast tests'
+	@echo 'make slow       only the slow tests'
+	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
+	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
+	@echo 'make train      train the weights file that comes with blockkit anew'
+	@echo 'make clean      delete caches and built files;  make distclean: $(VENV) as well'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'blockkit needs Python 3.11 or newer, and "$(PYTHON)" is not. Name one that is: make setup PYTHON=python3.12' >&2; exit 1; }
+	@rm -f $(STAMP)
+	@$(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || { \
+	  echo 'Making $(VENV) with '"$$($(PYTHON) --version)"; \
+	  $(PYTHON) -m venv --clear $(VENV) || { \
+	    echo 'Could not make $(VENV). On Debian and Ubuntu this command is missing: apt install python3-venv' >&2; exit 1; }; }
+	@echo 'Installing blockkit and what it needs into $(VENV): the first time this takes minutes'
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,test]'
+	@printf '%s' '$(CURDIR)' > $(STAMP)
+	@echo 'Set up.'
+
+lab: setup
+	$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/00_start_here.ipynb $(AS_ROOT) $(LAB_ARGS)
+
+test: setup
+	@status=0; \
+	echo 'The tests:'; $(PYTEST) tests || status=1; \
+	echo 'The notebooks:'; $(PYTEST) $(NBVAL) notebooks || status=1; \
+	exit $$status
+
+check: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy blockkit
+	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(PYTEST) -m 'not slow' tests
+
+slow: setup
+	$(PYTEST) -m slow tests
+
+accept: setup
+	$(PY) tools/accept_notebooks.py
+
+tour: setup
+	$(PY) tools/tour.py
+
+train: setup
+	$(PY) tools/train_shipped.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,194 @@
+import itertools
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from blockkit.physics.solvers import conjugate_gradient, fista, largest_eigenvalue
+
+SHAPES = [(2, 3, 4), (1, 7, 3), (5, 1, 1), (6,)]
+DTYPES = [torch.complex128, torch.float64]
+
+
+def hermitian_problem(shape, dtype, seed=0):
+    """A dense N = M^H M with the spectrum 1 ... 3, a solution, and the map on tensors of `shape`."""
+    generator = torch.Generator().manual_seed(seed)
+    n = torch.Size(shape).numel()
+    q = torch.linalg.qr(torch.randn(n, n, dtype=dtype, generator=generator)).Q
+    matrix = (q * torch.linspace(1, 3, n, dtype=torch.float64)) @ q.mH
+    x = torch.randn(shape, dtype=dtype, generator=generator)
+    return (lambda v: (matrix @ v.reshape(-1)).reshape(shape)), x
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conjugate_gradient_solves_the_system(shape, dtype):
+    normal, x = hermitian_problem(shape, dtype)
+    solution = conjugate_gradient(normal, normal(x), n_iterations=x.numel() + 5)
+    torch.testing.assert_close(solution, x, rtol=1e-10, atol=1e-10)
+    again = conjugate_gradient(normal, normal(x), x0=torch.ones_like(x), n_iterations=x.numel() + 5)
+    torch.testing.assert_close(again, x, rtol=1e-10, atol=1e-10)
+
+
+def test_conjugate_gradient_minimizes_over_the_krylov_space():
+    normal, x = hermitian_problem((3, 4, 5), torch.complex128)
+    b = normal(x)
+    powers, v = [], b
+    for k in range(1, 6):
+        powers.append(v.reshape(-1))
+        v = normal(v)
+        basis = torch.linalg.qr(torch.stack(powers, dim=1)).Q
+        image = torch.stack([normal(column.reshape(x.shape)).reshape(-1) for column in basis.T], dim=1)
+        best = basis @ torch.linalg.solve(basis.mH @ image, basis.mH @ b.reshape(-1))
+        ours = conjugate_gradient(normal, b, n_iterations=k)
+        torch.testing.assert_close(ours.reshape(-1), best, rtol=1e-8, atol=1e-8)
+
+
+def test_conjugate_gradient_stays_at_the_solution_and_at_zero():
+    normal, x = hermitian_problem((2, 2, 2), torch.complex128)
+    zero = torch.zeros_like(x)
+    assert torch.equal(conjugate_gradient(normal, zero, n_iterations=5), zero)
+    assert torch.equal(conjugate_gradient(normal, zero, n_iterations=5, tolerance=1e-3), zero)
+    assert torch.equal(conjugate_gradient(lambda v: v, x, n_iterations=50), x)
+
+
+def test_conjugate_gradient_stops_at_its_tolerance_and_not_before():
+    normal, x = hermitian_problem((4, 5, 6), torch.complex128)
+    b, n_calls = normal(x), [0]
+
+    def counted(v):
+        n_calls[0] += 1
+        return normal(v)
+
+    solution = conjugate_gradient(counted, b, n_iterations=100, tolerance=1e-4)
+    spent = n_calls[0]
+    assert torch.linalg.vector_norm(b - normal(solution)) <= 1.001e-4 * torch.linalg.vector_norm(b)
+    sooner = conjugate_gradient(normal, b, n_iterations=spent - 1)
+    assert torch.linalg.vector_norm(b - normal(sooner)) > 1e-4 * torch.linalg.vector_norm(b)
+
+
+def test_conjugate_gradient_leaves_its_inputs_alone_and_keeps_precision():
+    normal, x = hermitian_problem((2, 3, 4), torch.complex128)
+    b, x0 = normal(x), torch.ones_like(x)
+    b_before = b.clone()
+    conjugate_gradient(normal, b, x0=x0, n_iterations=3)
+    assert torch.equal(b, b_before)
+    assert torch.equal(x0, torch.ones_like(x))
+    assert conjugate_gradient(lambda v: 2 * v, b.to(torch.complex64), n_iterations=2).dtype == torch.complex64
+
+
+def test_conjugate_gradient_runs_on_fake_tensors_and_under_autograd():
+    with FakeTensorMode():
+        b = torch.empty(8, 9, 10, dtype=torch.complex64)
+        assert conjugate_gradient(lambda v: 2 * v, b, x0=torch.zeros_like(b), n_iterations=3).shape == (8, 9, 10)
+    normal, x = hermitian_problem((2, 2, 2), torch.complex128)
+    b = normal(x).requires_grad_()
+    assert torch.autograd.gradcheck(lambda b: conjugate_gradient(normal, b, n_iterations=3), b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_power_iteration_finds_the_largest_eigenvalue_from_below(shape, dtype):
+    normal, _ = hermitian_problem(shape, dtype)
+    estimates = [largest_eigenvalue(normal, shape, n_iterations=n, dtype=dtype) for n in (3, 30, 1000)]
+    assert estimates[0] <= estimates[1] <= estimates[2] <= 3 + 1e-12
+    assert estimates[2] == pytest.approx(3, rel=1e-6)
+
+
+def test_power_iteration_is_seeded_and_gives_zero_for_the_zero_map():
+    normal, _ = hermitian_problem((3, 4, 5), torch.complex128)
+    first, same, other = (largest_eigenvalue(normal, (3, 4, 5), n_iterations=3, dtype=torch.complex128, seed=s)
+                          for s in (0, 0, 1))  # fmt: skip
+    assert first == same
+    assert first != other
+    assert largest_eigenvalue(torch.zeros_like, (3, 4, 5)) == 0
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        largest_eigenvalue(lambda v: v * torch.nan, (3, 4, 5))
+
+
+def lasso(shape, weight):
+    normal, x = hermitian_problem(shape, torch.float64)
+    b = normal(x)
+    return lambda v: normal(v) - b, lambda v: torch.nn.functional.softshrink(v, weight / 3), x, b
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fista_reaches_the_optimality_conditions_of_the_lasso(shape):
+    weight = 0.5
+    gradient, proximal, x, _ = lasso(shape, weight)
+    solution = fista(gradient, proximal, torch.zeros_like(x), step_size=1 / 3, n_iterations=300)
+    slope = gradient(solution)
+    active = solution != 0
+    torch.testing.assert_close(slope[active], -weight * solution[active].sign(), rtol=1e-9, atol=1e-9)
+    assert bool((slope[~active].abs() <= weight + 1e-9).all())
+    assert bool(active.any())
+
+
+def test_fista_stops_once_settled_and_tells_each_iteration():
+    gradient, proximal, x, _ = lasso((4, 5, 6), 0.1)
+    seen = []
+    early = fista(gradient, proximal, torch.zeros_like(x), step_size=1 / 3, n_iterations=500, tolerance=1e-6,
+                  callback=lambda k, image: seen.append((k, image)))  # fmt: skip
+    exact = fista(gradient, proximal, torch.zeros_like(x), step_size=1 / 3, n_iterations=500)
+    assert [k for k, _ in seen] == list(range(1, len(seen) + 1))
+    assert 20 <= len(seen) < 200
+    assert seen[-1][1] is early
+    assert torch.linalg.vector_norm(early - exact) < 1e-5 * torch.linalg.vector_norm(exact)
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_fista_is_far_ahead_of_plain_descent_and_does_not_ripple():
+    spectrum = torch.logspace(-3, 0, 60, dtype=torch.float64)
+    target = torch.ones(60, dtype=torch.float64)
+    costs = []
+    fista(
+        lambda v: spectrum * (v - target),
+        lambda v: v,
+        torch.zeros_like(target),
+        step_size=1.0,
+        n_iterations=1000,
+        callback=lambda k, x: costs.append(float((spectrum * (x - target) ** 2).sum() / 2)),
+    )
+    plain = float((spectrum * (1 - spectrum) ** 2000 * target**2).sum() / 2)
+    assert costs[-1] < 1e-3 * plain
+    uphill = sum(b - a for a, b in itertools.pairwise(costs) if b > a)
+    assert uphill < 1e-3 * costs[0]
+
+
+def test_fista_leaves_its_start_alone_and_refuses_divergence():
+    gradient, proximal, x, _ = lasso((2, 3, 4), 0.1)
+    start = torch.ones_like(x)
+    fista(gradient, proximal, start, step_size=1 / 3, n_iterations=5, tolerance=1e-3)
+    assert torch.equal(start, torch.ones_like(x))
+    with pytest.raises(ValueError, match="diverged at step_size"):
+        fista(gradient, lambda v: v, start, step_size=1e9, n_iterations=100)
+
+
+@pytest.mark.parametrize("solver", ["cg", "fista"])
+def test_numbers_out_of_range_are_refused(solver):
+    b = torch.ones(2, 2, 2)
+
+    def run(**options):
+        if solver == "cg":
+            return conjugate_gradient(lambda v: v, b, **options)
+        return fista(lambda v: v * 1, lambda v: v, b, step_size=1.0, **{"n_iterations": 3, **options})
+
+    with pytest.raises(ValueError, match="n_iterations is 0, expected at least 1"):
+        run(n_iterations=0)
+    with pytest.raises(TypeError, match="expected a whole number"):
+        run(n_iterations=2.5)
+    with pytest.raises(ValueError, match="tolerance is 1"):
+        run(tolerance=1)
+    with pytest.raises(ValueError, match="tolerance is nan"):
+        run(tolerance=float("nan"))
+
+
+def test_wrong_starts_and_steps_are_refused():
+    b = torch.ones(2, 2, 2)
+    with pytest.raises(ValueError, match=r"x0 has shape \(2, 2\), expected that of b"):
+        conjugate_gradient(lambda v: v, b, x0=b[0])
+    with pytest.raises(TypeError, match="b is a list"):
+        conjugate_gradient(lambda v: v, [1.0])
+    for step_size in (0.0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="step_size is"):
+            fista(lambda v: v, lambda v: v, b, step_size=step_size, n_iterations=3)

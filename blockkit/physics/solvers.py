@@ -232,7 +232,8 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _energy(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x).square()
+    norm: Tensor = torch.linalg.vector_norm(x)
+    return norm.square()
 
 
 def _ratio(over: Tensor, under: Tensor) -> Tensor:

@@ -1,0 +1,217 @@
+"""From volumes to pixels: checks, planes, grey windows and PNG bytes, with numpy alone."""
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blockkit.checks import Shape3
+
+Volume: TypeAlias = Tensor | NDArray[Any]
+Part: TypeAlias = Literal["magnitude", "phase", "real", "imaginary"]
+Pixels: TypeAlias = NDArray[np.uint8]
+
+AXES = "zyx"
+PARTS: tuple[Part, ...] = ("magnitude", "phase", "real", "imaginary")
+MOST_COLUMNS = 8
+NAN_COLOR = (214, 39, 40)
+CROSSHAIR_COLOR = (255, 196, 0)
+
+
+def check_volumes(volumes: Mapping[str, Volume]) -> Shape3:
+    """Return the (z, y, x) shape that all ``volumes`` share, or raise with what to type."""
+    if not isinstance(volumes, Mapping):
+        raise TypeError(
+            f"volumes is a {type(volumes).__name__}, expected a dict of names and volumes: "
+            '{"MBDL": image, "reference": reference}.'
+        )
+    if not 1 <= len(volumes) <= MOST_COLUMNS:
+        raise ValueError(f"volumes has {len(volumes)} entries, expected 1 to {MOST_COLUMNS}, one for each column.")
+    shapes = {name: _check_volume(name, volume) for name, volume in volumes.items()}
+    first, shape = next(iter(shapes.items()))
+    for name, other in shapes.items():
+        if other != shape:
+            raise ValueError(
+                f"volumes[{name!r}] has shape {other}, but volumes[{first!r}] has {shape}. "
+                "All columns share one position, so the volumes must have one shape (z, y, x)."
+            )
+    return shape
+
+
+def _check_volume(name: str, volume: Volume) -> Shape3:
+    label = f"volumes[{name!r}]"
+    if not isinstance(volume, Tensor | np.ndarray):
+        raise TypeError(f"{label} is a {type(volume).__name__}, expected a torch.Tensor or a numpy array.")
+    if isinstance(volume, np.ndarray) and volume.dtype.kind not in "fciub":
+        raise TypeError(f"{label} has dtype {volume.dtype}, expected complex, real or whole numbers.")
+    shape = tuple(int(n) for n in volume.shape)
+    if len(shape) != 3:
+        hint = {2: " One axis is missing: if that is z, pass volume[None].", 4: " Pass one of them: volume[0]."}
+        raise ValueError(f"{label} has shape {shape}, expected (z, y, x).{hint.get(len(shape), '')}")
+    if 0 in shape:
+        raise ValueError(f"{label} has shape {shape}: there is no voxel in it.")
+    return shape[0], shape[1], shape[2]
+
+
+def check_part(part: str) -> None:
+    """Raise unless ``part`` is magnitude, phase, real or imaginary."""
+    if part not in PARTS:
+        raise ValueError(f"part is {part!r}, expected one of {', '.join(PARTS)}.")
+
+
+def check_axis(axis: str) -> int:
+    """Return the number of the axis named ``axis``: 0 for z, 1 for y, 2 for x."""
+    if not isinstance(axis, str) or len(axis) != 1 or axis not in AXES:
+        raise ValueError(f"axis is {axis!r}, expected 'z', 'y' or 'x'.")
+    return AXES.index(axis)
+
+
+def check_index(index: int | Sequence[int] | None, shape: Shape3, axes: str = AXES) -> Shape3:
+    """Return a position (z, y, x): ``None`` is the middle, one number counts along ``axes``, three are the position."""
+    middle = (shape[0] // 2, shape[1] // 2, shape[2] // 2)
+    if index is None:
+        return middle
+    if isinstance(index, int | np.integer):
+        wanted = [int(index) if name in axes else middle[i] for i, name in enumerate(AXES)]
+    else:
+        wanted = [int(i) for i in index]
+    if len(wanted) != 3:
+        raise ValueError(f"index has {len(wanted)} numbers, expected one, or three: (z, y, x).")
+    position = [i + n if i < 0 else i for i, n in zip(wanted, shape, strict=True)]
+    for name, i, n, given in zip(AXES, position, shape, wanted, strict=True):
+        if not 0 <= i < n:
+            raise ValueError(f"index along {name} is {given}, expected 0 to {n - 1}.")
+    return position[0], position[1], position[2]
+
+
+def check_voxel_size(voxel_size: float | Sequence[float] | None) -> tuple[float, float, float]:
+    """Return (z, y, x) in mm; ``None`` stands for isotropic voxels of 1 mm."""
+    sizes = (voxel_size,) * 3 if isinstance(voxel_size, int | float) else voxel_size
+    if sizes is None:
+        return 1.0, 1.0, 1.0
+    numbers = [float(s) for s in sizes]
+    if len(numbers) != 3 or not all(np.isfinite(s) and s > 0 for s in numbers):
+        raise ValueError(f"voxel_size is {voxel_size!r}, expected mm along (z, y, x), such as (1.25, 1.25, 1.25).")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def is_error(name: str) -> bool:
+    """Tell whether a column is an error map, by its name: it gets its own window and colors."""
+    return name.strip().lower().startswith("error")
+
+
+def take_plane(volume: Volume, axis: int, index: int) -> NDArray[Any]:
+    """Return one plane as a numpy array, the slower of its two axes first; the volume is never copied whole."""
+    if isinstance(volume, Tensor):
+        return _to_numpy(volume.select(axis, index))
+    plane: NDArray[Any] = volume[(slice(None),) * axis + (index,)]
+    return plane
+
+
+def _to_numpy(values: Tensor) -> NDArray[Any]:
+    values = values.detach().resolve_conj().resolve_neg().cpu()
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    elif values.dtype == torch.complex32:
+        values = values.to(torch.complex64)
+    plane: NDArray[Any] = values.numpy()
+    return plane
+
+
+def take_part(values: NDArray[Any], part: Part) -> NDArray[np.float64]:
+    """Return magnitude, phase in radians, real or imaginary part of ``values`` as float64."""
+    wide = values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
+    if part == "phase":
+        phase = np.angle(wide)
+        return np.asarray(np.where(np.isfinite(wide), phase, np.nan), dtype=np.float64)
+    chosen = {"magnitude": abs(wide), "real": wide.real, "imaginary": wide.imag}[part]
+    return np.asarray(chosen, dtype=np.float64)
+
+
+def brightest(volume: Volume, *, percentile: float = 99.9) -> float:
+    """Return the magnitude below which ``percentile`` of the finite voxels lie, at least a tenth of the largest.
+
+    The largest is read plane by plane, the percentile from at most 64 planes: no copy of the volume is made.
+    """
+    largest, some = 0.0, []
+    step = -(-volume.shape[0] // 64)
+    for z in range(volume.shape[0]):
+        magnitude = take_part(take_plane(volume, 0, z), "magnitude")
+        finite = magnitude[np.isfinite(magnitude)]
+        largest = max(largest, float(finite.max(initial=0)))
+        if z % step == 0:
+            some.append(finite)
+    values = np.concatenate(some)
+    return max(float(np.percentile(values, percentile)) if values.size else 0.0, 0.1 * largest)
+
+
+def windows(volumes: Mapping[str, Volume], part: Part = "magnitude") -> dict[str, tuple[float, float]]:
+    """Return the window (black, white) of each volume: one for all images, one for all error maps.
+
+    The reference, if there is a volume of this name, sets the window of the images.
+    """
+    check_part(part)
+    tops = {name: brightest(volume) for name, volume in volumes.items()}
+    images = [top for name, top in tops.items() if not is_error(name)]
+    errors = [top for name, top in tops.items() if is_error(name)]
+    image_top = tops.get("reference", 0.0) or max(images, default=0.0) or 1.0
+    error_top = max(errors, default=0.0) or 1.0
+    chosen = {}
+    for name in volumes:
+        top = error_top if is_error(name) else image_top
+        signed = (-np.pi, np.pi) if part == "phase" else (-top, top)
+        chosen[name] = (0.0, top) if part == "magnitude" or is_error(name) else signed
+    return chosen
+
+
+def render(
+    plane: NDArray[np.float64],
+    window: tuple[float, float],
+    table: Pixels,
+    *,
+    crosshair: tuple[int, int] | None = None,
+) -> Pixels:
+    """Return ``plane`` as RGB pixels of shape (row, column, 3): one pixel a voxel.
+
+    Parameters
+    ----------
+    plane
+        Real numbers, (row, column). NaN comes out red.
+    window
+        The values that get the first and the last color; what lies outside is clipped.
+    table
+        256 colors, uint8, (256, 3).
+    crosshair
+        Row and column to mark by two half-transparent lines.
+    """
+    low, high = window
+    scaled = (plane - low) / (high - low) if high > low else np.zeros_like(plane)
+    lost = np.isnan(scaled)
+    level = np.clip(np.where(lost, 0, scaled), 0, 1) * 255 + 0.5
+    pixels = table[level.astype(np.uint8)]
+    pixels[lost] = NAN_COLOR
+    if crosshair is not None:
+        color = np.array(CROSSHAIR_COLOR, dtype=np.uint16)
+        row, column = crosshair
+        for line in (pixels[row], pixels[:, column]):
+            line[:] = (line.astype(np.uint16) + color) // 2
+    return pixels
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Return RGB ``pixels`` of shape (row, column, 3) as a PNG file: the same pixels give the same bytes."""
+    height, width = pixels.shape[:2]
+    rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)
+    rows[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(rows.tobytes(), level=1)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

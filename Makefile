@@ -28,7 +28,7 @@ help:
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
 	@echo 'make train      train the weights file that comes with blockkit anew'
-	@echo 'make clean      delete caches and built files;  make distclean: $(VENV) as well'
+	@echo 'make clean      delete caches;  make distclean: also $(VENV) and build/, with the state of a training run'
 
 setup: $(STAMP)
 
@@ -74,8 +74,8 @@ train: setup
 	$(PY) tools/train_shipped.py
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build/lib build/bdist.* dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf build $(VENV)

@@ -1,0 +1,228 @@
+"""The files of the set-up agree with one another and with what the code imports."""
+
+import ast
+import json
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+PYTHONS = ("3.11", "3.12", "3.13")
+# Declared because a command or a plugin is run, not because a module is imported.
+RUN_NOT_IMPORTED = {"jupyterlab", "ipykernel", "pytest-xdist", "nbval", "ruff", "mypy", "import-linter"}
+# Which declared packages each folder may import.
+MAY_IMPORT = {
+    "blockkit": ("dependencies", "cuda"),
+    "notebooks": ("dependencies", "lab"),
+    "tools": ("dependencies", "lab", "test"),
+    "benchmarks": ("dependencies", "lab", "test", "cuda"),
+    "tests": ("dependencies", "lab", "test", "cuda"),
+}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*groups: str) -> dict[str, Requirement]:
+    lines = [
+        line for group in groups for line in (PROJECT["project"][group] if group == "dependencies" else EXTRAS[group])
+    ]
+    return {normalized(Requirement(line).name): Requirement(line) for line in lines}
+
+
+def pinned() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    pins = [line.split("==") for line in lines]
+    assert all(len(pin) == 2 for pin in pins), "every line is name==version"
+    assert len({normalized(name) for name, _ in pins}) == len(pins), "a package is pinned twice"
+    return {normalized(name): version for name, version in pins}
+
+
+OF_MODULE = metadata.packages_distributions()
+EVERYTHING = declared("dependencies", "lab", "test", "cuda")
+
+
+def sources(folder: str) -> Iterator[tuple[Path, str]]:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        yield path, path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / folder).rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
+        yield path, "\n".join("pass" if re.match(r"[%!]", line) else line for line in lines)
+
+
+def imported_modules(source: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "importorskip")):
+            names |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    return {name.split(".")[0] for name in names}
+
+
+def imported_distributions(folder: str) -> dict[str, set[Path]]:
+    """The third-party packages that the files of a folder import, and where."""
+    own = {"blockkit", *MAY_IMPORT, *(path.stem for path in (ROOT / folder).rglob("*.py"))}
+    own |= {path.name for path in (ROOT / folder).rglob("*") if path.is_dir()}
+    found: dict[str, set[Path]] = {}
+    for path, source in sources(folder):
+        for module in imported_modules(source) - own - set(sys.stdlib_module_names):
+            for distribution in OF_MODULE.get(module, [module]):
+                found.setdefault(normalized(distribution), set()).add(path.relative_to(ROOT))
+    return found
+
+
+def closure(requirements: list[Requirement]) -> set[str]:
+    """Every package that installing ``requirements`` brings on this machine."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    waiting = [(item.name, frozenset(item.extras)) for item in requirements]
+    while waiting:
+        name, extras = waiting.pop()
+        if (normalized(name), extras) in seen:
+            continue
+        seen.add((normalized(name), extras))
+        for item in map(Requirement, metadata.requires(name) or []):
+            if item.marker is None or any(item.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
+                waiting.append((item.name, frozenset(item.extras)))
+    return {name for name, _ in seen}
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_the_tested_version_lies_in_the_declared_range(name: str) -> None:
+    assert name in pinned(), f"constraints.txt does not pin {name}"
+    assert EVERYTHING[name].specifier.contains(pinned()[name])
+    assert ">=" in str(EVERYTHING[name].specifier), "a range starts with the oldest version that is known to serve"
+
+
+def test_what_the_declared_packages_need_is_pinned_too() -> None:
+    # torch for a GPU asks for exact versions of the CUDA packages by itself.
+    wanted = closure(list(declared("dependencies", "lab", "test").values()))
+    missing = {name for name in wanted - set(pinned()) if not name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert not missing
+
+
+def test_the_pinned_versions_serve_every_python_that_the_metadata_names() -> None:
+    for name, version in pinned().items():
+        try:
+            installed = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if installed.version.split("+")[0] == version and installed.metadata["Requires-Python"]:
+            for python in PYTHONS:
+                assert SpecifierSet(installed.metadata["Requires-Python"]).contains(f"{python}.0"), (name, python)
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"])
+def test_no_file_of_the_set_up_names_a_registry_or_a_local_build(name: str) -> None:
+    assert not re.search(r"://|index-url|find-links|\+cpu|\+cu1", (ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_the_classifiers_name_the_pythons_that_are_admitted() -> None:
+    named = [
+        re.findall(r"^Programming Language :: Python :: (3\.\d+)$", text) for text in PROJECT["project"]["classifiers"]
+    ]
+    assert tuple(version for found in named for version in found) == PYTHONS
+    assert PROJECT["project"]["requires-python"] == f">={PYTHONS[0]}"
+
+
+def test_the_conda_file_only_wraps_pip() -> None:
+    lines = (ROOT / "environment.yml").read_text(encoding="utf-8").splitlines()
+    entries = [line.strip().removeprefix("- ") for line in lines if line.strip().startswith("- ")]
+    assert entries == ["conda-forge", "python>=3.11,<3.14", "pip", "pip:", "-c constraints.txt", "-e .[lab,test]"]
+    assert set(EXTRAS) >= {"lab", "test"}
+
+
+def test_the_packages_that_the_conda_file_mentions_are_the_declared_ones() -> None:
+    text = " ".join(
+        line.removeprefix("#").strip()
+        for line in (ROOT / "environment.yml").read_text(encoding="utf-8").splitlines()
+        if line.startswith("#")
+    )
+    mention = re.search(r"look for here comes that way: ([^.]+)\.", text)
+    assert mention is not None
+    names = {normalized(name.strip()) for name in mention.group(1).split(",")}
+    assert names <= set(EVERYTHING)
+    assert set(declared("dependencies")) - {"ipython"} <= names
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_every_third_party_import_is_declared_where_it_is_needed(folder: str) -> None:
+    allowed = set(declared(*MAY_IMPORT[folder]))
+    undeclared = {name: where for name, where in imported_distributions(folder).items() if name not in allowed}
+    assert not undeclared
+
+
+def test_every_declared_package_is_used() -> None:
+    used = set().union(*(imported_distributions(folder) for folder in MAY_IMPORT))
+    assert set(EVERYTHING) - used == RUN_NOT_IMPORTED
+
+
+def test_every_package_of_the_source_is_in_the_wheel() -> None:
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts): path.parent for path in (ROOT / "blockkit").rglob("__init__.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == {*found, "blockkit_samples"}
+
+
+def test_the_console_script_is_the_command_line() -> None:
+    from blockkit.cli import main
+
+    (script,) = metadata.distribution("blockkit").entry_points.select(group="console_scripts")
+    assert (script.name, script.load()) == ("blockkit", main)
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "Makefile"])
+def test_every_make_command_in_the_prose_exists(name: str) -> None:
+    named = set(re.findall(r"(?:^|`|echo ')make ([a-z]+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert named
+    assert named <= make_targets()
+
+
+def test_the_first_thing_in_the_readme_is_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first_block = re.search(r"```\w*\n(.*?)```", readme, flags=re.DOTALL)
+    assert first_block is not None
+    assert re.findall(r"^make \w+", first_block.group(1), flags=re.MULTILINE) == ["make lab", "make test"]
+    assert readme[: first_block.start()].count("\n") <= 5
+
+
+def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert re.search(r"^make test$", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_the_commands_without_make_install_what_make_installs() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
+    for needed in ("-c constraints.txt", ".[lab,test]", "--nbval", "-m venv"):
+        assert needed in readme, needed
+        assert needed in makefile, needed
+
+
+def test_the_license_is_the_one_that_the_metadata_names() -> None:
+    assert PROJECT["project"]["license"] == "BSD-3-Clause"
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("BSD 3-Clause License")
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## [{PROJECT['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,119 @@
+"""Weights files: safetensors with the model's description inside. Nothing in such a file is ever executed."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from blockkit.mbdl.networks import ResidualCNN
+from blockkit.mbdl.unrolled import UnrolledNetwork
+
+SHIPPED = "pulmonary_mbdl.safetensors"
+_FORMAT = "blockkit-model-1"
+_RESIDUAL_CNN = ("n_channels", "n_layers", "downsample")
+
+
+def save_weights(model: UnrolledNetwork, path: str | Path) -> None:
+    """Write the model's weights and description to ``path``, complete or not at all.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not an :class:`UnrolledNetwork`.
+    """
+    if not isinstance(model, UnrolledNetwork):
+        raise TypeError(f"model is a {type(model).__name__}, expected a blockkit.UnrolledNetwork.")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_tensors(path, tensors, {"format": _FORMAT, "model": json.dumps(describe(model))})
+
+
+def load_model(path: str | Path, *, regularizer: nn.Module | None = None) -> UnrolledNetwork:
+    """Build the model that a weights file describes and fill it.
+
+    Parameters
+    ----------
+    path
+        A file written by :func:`save_weights`.
+    regularizer
+        Needed if the file's regularizer is not a :class:`ResidualCNN`: an instance of the same architecture.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is truncated, is no weights file of this library, or does not fit ``regularizer``.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != _FORMAT or "model" not in metadata:
+        raise ValueError(f"{path} holds tensors but no blockkit model. Expected a file made by blockkit.save_weights.")
+    description = json.loads(metadata["model"])
+    model = UnrolledNetwork(
+        regularizer or _build_regularizer(description["regularizer"], path),
+        int(description["n_unrolls"]),
+        shared_weights=bool(description["shared_weights"]),
+        data_term=str(description["data_term"]),
+    )
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found:
+        differing = sorted(set(expected.items()) ^ set(found.items()))[:3]
+        raise ValueError(f"{path} does not fit the model it describes; among what differs: {differing}.")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def pretrained() -> UnrolledNetwork:
+    """Return the shipped model, trained on simulated pulmonary angiograms. Not for clinical use."""
+    return load_model(Path(str(files("blockkit_samples") / SHIPPED)))
+
+
+def describe(model: UnrolledNetwork) -> dict[str, object]:
+    """Say what a model is made of, in plain JSON types."""
+    network = model.regularizers[0]
+    regularizer: dict[str, object] = {"name": type(network).__name__}
+    if isinstance(network, ResidualCNN):
+        regularizer |= {name: getattr(network, name) for name in _RESIDUAL_CNN}
+    return {
+        "n_unrolls": model.n_unrolls,
+        "shared_weights": model.shared_weights,
+        "data_term": model.data_term,
+        "regularizer": regularizer,
+    }
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file beside ``path`` and rename it, so that a crash leaves the old file whole."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_bytes(save(tensors, metadata))
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors, on the CPU, and its metadata."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No weights file at {path}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}). Was it cut short, or is it another format?"
+        ) from error
+
+
+def _build_regularizer(description: dict[str, object], path: str | Path) -> nn.Module:
+    if description.get("name") != "ResidualCNN":
+        raise ValueError(
+            f"{path} was made with a regularizer of class {description.get('name')}. "
+            "Pass an instance of it: load_model(path, regularizer=...)."
+        )
+    sizes = {name: int(str(description[name])) for name in _RESIDUAL_CNN}
+    return ResidualCNN(sizes["n_channels"], sizes["n_layers"], downsample=sizes["downsample"])

@@ -1,0 +1,132 @@
+import os
+import signal
+
+import pytest
+import torch
+
+from blockkit.data.scan import Scan
+from blockkit.mbdl.networks import ResidualCNN
+from blockkit.mbdl.training import fit, relative_error
+from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.physics.coils import simulate_maps
+from blockkit.physics.sense import Encoding
+from blockkit.physics.trajectory import radial_3d
+
+SHAPE = (8, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the last bits of a threaded sum differ from run to run
+    yield
+    torch.set_num_threads(before)
+
+
+def make_scan(seed, reference=True):
+    generator = torch.Generator().manual_seed(seed)
+    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+    centre = torch.rand(3, generator=generator) - 0.5
+    image = torch.exp(-6 * ((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2)).to(torch.complex64)
+    trajectory, maps = radial_3d(25, 16, SHAPE), simulate_maps(2, SHAPE, seed=seed)
+    kspace = Encoding(trajectory, maps)(image)
+    kspace = kspace + 0.05 * kspace.abs().square().mean().sqrt() * torch.randn(
+        kspace.shape, dtype=kspace.dtype, generator=generator
+    )
+    return Scan(kspace, trajectory, maps, (2.0, 2.0, 2.0), image if reference else None)
+
+
+SCANS = [make_scan(seed) for seed in range(4)]
+
+
+def make_model():
+    torch.manual_seed(1)
+    return UnrolledNetwork(ResidualCNN(8, 3), 2)
+
+
+def states_equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_training_lowers_the_loss_and_two_runs_are_alike():
+    models = [make_model(), make_model()]
+    histories = [fit(model, SCANS, n_steps=40) for model in models]
+    losses = histories[0].losses
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert histories[0].losses == histories[1].losses
+    assert states_equal(*models)
+
+
+def test_the_seed_draws_the_order_of_the_scans():
+    assert fit(make_model(), SCANS, n_steps=4, seed=1).losses != fit(make_model(), SCANS, n_steps=4, seed=2).losses
+
+
+def test_the_best_validation_weights_are_kept(tmp_path):
+    model = make_model()
+    history = fit(model, SCANS[:3], validation=SCANS[3:], n_steps=12, learning_rate=0.3)
+    from blockkit.mbdl.data_consistency import prepare
+    from blockkit.metrics import psnr
+
+    scan = SCANS[3]
+    with torch.no_grad():
+        image = model.unroll(prepare(Encoding(scan.trajectory, scan.maps), scan.kspace))
+    best = max(value for _, value in history.validation)
+    assert psnr(image, scan.reference) == pytest.approx(best, abs=1e-6)
+    assert [step for step, _ in history.validation] == [3, 6, 9, 12]
+    assert not model.training
+
+
+@pytest.mark.parametrize("stop_at", [3, 5])
+def test_ctrl_c_ends_after_the_step_and_the_same_call_goes_on_without_loss(tmp_path, stop_at):
+    whole, parts = make_model(), make_model()
+    expected = fit(whole, SCANS, validation=SCANS[:1], n_steps=9)
+
+    class Stopping(list):
+        reads = 0
+
+        def __getitem__(self, i):
+            self.reads += 1
+            if self.reads == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__getitem__(i)
+
+    handler = signal.getsignal(signal.SIGINT)
+    checkpoint = tmp_path / "run.safetensors"
+    first = fit(parts, Stopping(SCANS * 1), validation=SCANS[:1], n_steps=9, checkpoint=checkpoint)
+    stopped = len(first.losses)
+    assert first.interrupted
+    assert stopped < 9
+    assert signal.getsignal(signal.SIGINT) is handler
+    resumed = make_model()
+    second = fit(resumed, SCANS, validation=SCANS[:1], n_steps=9, checkpoint=checkpoint)
+    assert not second.interrupted
+    assert second.losses == expected.losses
+    assert second.validation == expected.validation
+    assert states_equal(whole, resumed)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    fit(make_model(), SCANS, n_steps=2, checkpoint=path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(UnrolledNetwork(ResidualCNN(6, 3), 2), SCANS, n_steps=2, checkpoint=path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(make_model(), SCANS, n_steps=3, checkpoint=path)
+
+
+def test_what_cannot_be_trained_on_is_named():
+    with pytest.raises(ValueError, match="scans is empty"):
+        fit(make_model(), [])
+    with pytest.raises(ValueError, match="Scan 0 has no reference"):
+        fit(make_model(), [make_scan(0, reference=False)], n_steps=1)
+
+
+def test_the_relative_error_is_one_for_a_zero_image():
+    assert float(relative_error(torch.zeros(SHAPE, dtype=torch.complex64), SCANS[0].reference)) == pytest.approx(1)
+
+
+def test_block_wise_and_naive_training_have_the_same_losses():
+    models = make_model(), make_model()
+    models[1].block_shape = (4, 4, 4)
+    naive, blocks = (fit(model, SCANS, n_steps=6).losses for model in models)
+    assert blocks == pytest.approx(naive, rel=1e-4)

@@ -1,0 +1,148 @@
+import pytest
+import torch
+
+from blockkit.blockwise.memory import measure_peak
+from blockkit.physics.coils import simulate_maps
+from blockkit.physics.fourier import DirectFourier
+from blockkit.physics.linop import adjoint_error
+from blockkit.physics.sense import Encoding
+from blockkit.physics.trajectory import radial_3d
+
+SHAPE = (11, 8, 6)
+
+
+def random(shape, dtype=torch.complex128, seed=0):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def make(n_coils=5, shape=SHAPE, n_spokes=40, **options):
+    return Encoding(radial_3d(n_spokes, 22, shape), simulate_maps(n_coils, shape, seed=1), **options)
+
+
+def relative(a, b):
+    return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b))
+
+
+WEIGHTS = torch.rand(40 * 22, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (1, 13, 8), (7, 1, 9), (5, 5, 5)])
+@pytest.mark.parametrize("options", [{}, {"coils_at_once": 2}, {"weights": WEIGHTS}, {"engine": "torchkbnufft"}])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.complex128, 1e-13), (torch.complex64, 1e-6)])
+def test_the_adjoint_is_the_conjugate_transpose(shape, options, dtype, bound):
+    assert adjoint_error(make(shape=shape, **options), dtype=dtype) < bound
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_forward_is_the_exact_sum_for_every_coil_below_the_tolerance(tolerance, weights):
+    A = make(tolerance=tolerance, weights=weights)
+    F, x = DirectFourier(A.trajectory, SHAPE), random(SHAPE)
+    exact = torch.stack([F(one.to(x.dtype) * x) for one in A.maps])
+    exact = exact if weights is None else exact * weights.double().sqrt()
+    assert relative(A(x), exact) < tolerance
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("shape", [SHAPE, (1, 13, 8)])
+def test_both_normals_are_adjoint_after_forward(weights, shape):
+    toeplitz, pair = (make(shape=shape, normal=kind, weights=weights) for kind in ("toeplitz", "nufft"))
+    x = random(shape)
+    assert relative(pair.normal(x), pair.adjoint(pair(x))) < 1e-13
+    assert relative(toeplitz.normal(x), pair.adjoint(pair(x))) < 1e-4
+
+
+@pytest.mark.parametrize("normal", ["toeplitz", "nufft"])
+def test_coils_at_once_changes_memory_and_never_the_answer(normal):
+    x, y = random(SHAPE), random((5, 40 * 22))
+    one = make(normal=normal)
+    for n in (2, 3, 5, 9):
+        many = make(normal=normal, coils_at_once=n)
+        assert relative(many(x), one(x)) < 1e-13
+        assert relative(many.adjoint(y), one.adjoint(y)) < 1e-13
+        assert relative(many.normal(x), one.normal(x)) < 1e-13
+
+
+def test_the_memory_of_normal_does_not_grow_with_the_number_of_coils():
+    peaks = []
+    for n_coils in (2, 12):
+        A, x = make(n_coils, (16, 16, 16)), random((16, 16, 16), torch.complex64)
+        A.normal(x)
+        with measure_peak() as peak:
+            A.normal(x)
+        peaks.append(peak.bytes)
+    assert peaks[0] == peaks[1] > 0
+
+
+def test_more_coils_at_once_take_more_memory():
+    peaks = []
+    for n in (1, 6):
+        A, x = make(6, (16, 16, 16), coils_at_once=n), random((16, 16, 16), torch.complex64)
+        A.normal(x)
+        with measure_peak() as peak:
+            A.normal(x)
+        peaks.append(peak.bytes)
+    assert peaks[1] > 2 * peaks[0]
+
+
+@pytest.mark.parametrize("normal", ["toeplitz", "nufft"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_the_lipschitz_bound_holds_and_is_not_idle(normal, weights):
+    A, x = make(normal=normal, weights=weights), random(SHAPE)
+    for _ in range(200):
+        x = A.normal(x / torch.linalg.vector_norm(x))
+    largest = float(torch.linalg.vector_norm(x))
+    assert largest <= A.lipschitz < 3 * largest
+
+
+def test_autograd_is_the_adjoint_and_saves_no_tensor():
+    A, x, y = make(), random(SHAPE).requires_grad_(), random((5, 40 * 22))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        outputs = [A(x), A.normal(x)]
+        image = A.adjoint(y.requires_grad_())
+    assert saved == []
+    (gradient,) = torch.autograd.grad(outputs[0], x, y.detach())
+    assert relative(gradient, A.adjoint(y.detach())) < 1e-14
+    (gradient,) = torch.autograd.grad(image, y, x.detach())
+    assert relative(gradient, A(x.detach())) < 1e-14
+
+
+def test_weighted_gives_a_new_operator_and_leaves_the_old_one():
+    A, x = make(normal="toeplitz"), random(SHAPE)
+    before = A.normal(x)
+    B = A.weighted(WEIGHTS)
+    assert relative(B(x), A(x) * WEIGHTS.double().sqrt()) < 1e-14
+    assert relative(B.normal(x), A.adjoint(WEIGHTS * A(x))) < 1e-4
+    assert torch.equal(A.normal(x), before)
+    assert relative(B.weighted(None).normal(x), before) < 1e-14
+
+
+def test_the_gridding_reconstruction_of_a_fully_sampled_scan_looks_like_the_image():
+    shape = (12, 10, 14)
+    A = Encoding(radial_3d(600, 28, shape), simulate_maps(4, shape))
+    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
+    image = torch.exp(-4 * (z**2 + y**2 + x**2)).to(torch.complex64)
+    gridding = A.adjoint(A.dcf * A(image))
+    assert relative(gridding, image) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: make()(random((8, 6))), ValueError, r"expected \(z, y, x\) = \(11, 8, 6\). One axis is missing"),
+        (lambda: make()(random((8, 11, 6))), ValueError, "another order"),
+        (lambda: make()(random(SHAPE).real), TypeError, "expected torch.complex64"),
+        (lambda: make()(random((5, *SHAPE))), ValueError, r"image has shape \(5, 11, 8, 6\)"),
+        (lambda: make().adjoint(random((4, 880))), ValueError, r"expected \(coil, sample\) = \(5, 880\)"),
+        (lambda: make(normal="fast"), ValueError, "normal is 'fast', expected one of 'auto', 'toeplitz', 'nufft'"),
+        (lambda: make(coils_at_once=0), ValueError, "coils_at_once is 0"),
+        (lambda: make(weights=WEIGHTS[:7]), ValueError, r"expected \(sample,\) = \(880,\)"),
+        (lambda: make(weights=WEIGHTS - 0.5), ValueError, "negative values"),
+        (lambda: Encoding(radial_3d(4, 8, SHAPE), random(SHAPE)), ValueError, r"pass maps\[None\]"),
+        (lambda: Encoding(radial_3d(4, 8, SHAPE), random((2, *SHAPE)).real), TypeError, "maps has dtype"),
+    ],
+)
+def test_bad_input_is_explained(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

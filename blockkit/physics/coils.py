@@ -30,7 +30,8 @@ def simulate_maps(n_coils: int, image_shape: Sequence[int], *, seed: int = 0) ->
               S_c = B_c \Big/ \sqrt{\textstyle\sum_d |B_d|^2},
 
     where ``w`` = 70 mm softens the field near the wire, so that the maps stay smooth in the corners of the field of
-    view. They are a function of the position in mm, :math:`(i - n // 2)\,\mathrm{FOV} / n`, so one seed means the same coils on every grid.
+    view. They are a function of the position in mm, :math:`(i - n // 2)\,\mathrm{FOV} / n`, so one seed means the same
+    coils on every grid.
 
     Parameters
     ----------

@@ -1,0 +1,223 @@
+"""A scan: k-space with all that is needed to reconstruct it; and how to simulate one."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockkit.checks import (
+    Shape3,
+    check_complex,
+    check_count,
+    check_finite,
+    check_image,
+    check_shape3,
+    check_tensor,
+)
+from blockkit.data.render import voxel_size_mm
+from blockkit.physics.coils import simulate_maps
+from blockkit.physics.fourier import NUFFT
+from blockkit.physics.trajectory import radial_3d
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    r"""One scan: k-space, where it was sampled, and the coils that received it.
+
+    Parameters
+    ----------
+    kspace
+        Complex64, shape ``(coil, sample)``, arbitrary unit.
+    trajectory
+        Float32, shape ``(sample, 3)``, columns kz ky kx, in cycles per field of view, ``-n/2`` to ``n/2``.
+    maps
+        Coil sensitivity maps, complex64, shape ``(coil, z, y, x)``, no unit.
+    voxel_size
+        ``(z, y, x)`` in mm.
+    reference
+        The image to compare with, complex64, shape ``(z, y, x)``, or None.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit each other, or a value is NaN or infinite.
+    TypeError
+        If an array is not a tensor, or of another dtype.
+    """
+
+    kspace: Tensor
+    trajectory: Tensor
+    maps: Tensor
+    voxel_size: tuple[float, float, float]
+    reference: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("kspace", "trajectory", "maps", "reference"):
+            value = getattr(self, name)
+            if value is not None:
+                check_tensor(value, name)
+                _check_dtype(value, name)
+                check_finite(value, name)
+        self._check_shapes()
+        sizes = tuple(float(v) for v in self.voxel_size)
+        if len(sizes) != 3 or not all(0 < v < float("inf") for v in sizes):
+            raise ValueError(f"voxel_size is {self.voxel_size}, expected three positive numbers (z, y, x) in mm.")
+        object.__setattr__(self, "voxel_size", sizes)
+
+    def _check_shapes(self) -> None:
+        kspace, trajectory, maps = tuple(self.kspace.shape), tuple(self.trajectory.shape), tuple(self.maps.shape)
+        if len(kspace) != 2:
+            raise ValueError(f"kspace has shape {kspace}, expected (coil, sample). For one coil, pass kspace[None].")
+        if len(trajectory) != 2 or trajectory[1] != 3:
+            raise ValueError(f"trajectory has shape {trajectory}, expected (sample, 3), columns kz ky kx.")
+        if len(maps) != 4:
+            raise ValueError(f"maps has shape {maps}, expected (coil, z, y, x). For one coil, pass maps[None].")
+        if kspace[1] != trajectory[0]:
+            raise ValueError(
+                f"kspace has {kspace[1]} samples, and trajectory {trajectory[0]}: expected the same number."
+            )
+        if kspace[0] != maps[0]:
+            raise ValueError(f"kspace has {kspace[0]} coils, and maps {maps[0]}: expected the same number.")
+        if min(kspace) < 1 or min(maps) < 1:
+            raise ValueError(f"kspace has shape {kspace} and maps {maps}: expected at least one along each axis.")
+        if self.reference is not None:
+            check_image(self.reference, self.image_shape, "reference")
+
+    @property
+    def image_shape(self) -> Shape3:
+        """Shape (z, y, x) of the image."""
+        _, z, y, x = self.maps.shape
+        return z, y, x
+
+    @property
+    def n_coils(self) -> int:
+        """Number of coils."""
+        return int(self.maps.shape[0])
+
+    def __repr__(self) -> str:
+        return (
+            f"Scan(image_shape={self.image_shape}, n_coils={self.n_coils}, n_samples={self.kspace.shape[1]}, "
+            f"reference={'yes' if self.reference is not None else 'no'})"
+        )
+
+
+def simulate_scan(
+    volume: Tensor,
+    image_shape: Sequence[int] | None = None,
+    *,
+    n_coils: int = 8,
+    n_spokes: int = 600,
+    noise: float = 0.02,
+    seed: int = 0,
+) -> Scan:
+    r"""Simulate a 3D radial scan of ``volume``.
+
+    The k-space of each coil is taken from the finer ``volume`` and the coil's map on the same fine grid, scaled so
+    that an encoding operator on ``image_shape`` gives the same numbers: :math:`y_c = F S_c x + n_c`. Each spoke has
+    two samples per cycle per field of view along the longest axis.
+
+    Parameters
+    ----------
+    volume
+        The truth, complex, shape ``(z, y, x)``, on a grid at least 1.5 times finer than ``image_shape`` along each axis,
+        over the field of view of :func:`pulmonary_phantom`.
+    image_shape
+        Shape ``(z, y, x)`` of the image to reconstruct. None means that of ``volume``, and warns.
+    n_coils, n_spokes
+        Numbers of coils and of radial spokes.
+    noise
+        Standard deviation of the real and of the imaginary part of the noise, as a fraction of the root mean square
+        of the noiseless k-space.
+    seed
+        Seed of the coils and, apart from them, of the noise.
+
+    Returns
+    -------
+    Scan
+        Its ``reference`` is the truth band-limited to the ellipsoid of sampled k-space, on ``image_shape``.
+
+    Raises
+    ------
+    ValueError
+        If ``volume`` is coarser than ``image_shape``, or ``noise`` is negative.
+
+    Warns
+    -----
+    UserWarning
+        If ``volume`` is less than 1.5 times finer: data made by the operator that inverts it is an inverse crime.
+    """
+    shape = _check_truth(volume, image_shape)
+    if not 0 <= noise < float("inf"):
+        raise ValueError(f"noise is {noise}, expected a number of at least 0, such as 0.02.")
+    trajectory = radial_3d(check_count(n_spokes, "n_spokes"), 2 * max(shape), shape)
+    volume = volume.detach().to("cpu", torch.complex64)
+    F = NUFFT(trajectory, volume.shape, tolerance=1e-5)
+    scale = (np.prod(shape) / volume.numel()) ** 0.5
+    fine_maps = simulate_maps(n_coils, volume.shape, seed=seed)
+    kspace = torch.stack([scale * F.forward(coil_map * volume) for coil_map in fine_maps])
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 0x015E]).generate_state(1)[0]))
+    # torch.randn of a complex dtype has the variance 1 in all, a half in each part
+    spread = noise * float(kspace.abs().square().mean().sqrt()) * 2**0.5
+    kspace = kspace + spread * torch.randn(kspace.shape, dtype=kspace.dtype, generator=generator)
+    maps = simulate_maps(n_coils, shape, seed=seed)
+    return Scan(kspace, trajectory, maps, voxel_size_mm(shape), reference=limit_band(volume, shape))
+
+
+def limit_band(volume: Tensor, image_shape: Sequence[int]) -> Tensor:
+    r"""Return ``volume`` on ``image_shape``, with only the k-space :math:`\sum_i (2 k_i / n_i)^2 \le 1` kept.
+
+    Parameters
+    ----------
+    volume
+        Complex, shape ``(z, y, x)``, at least as fine as ``image_shape``.
+    image_shape
+        ``(z, y, x)`` of the result; its ``n`` set the ellipsoid.
+
+    Returns
+    -------
+    Tensor
+        Complex, shape ``image_shape``; a constant keeps its value, and voxel ``n // 2`` stays where it is.
+    """
+    shape = check_shape3(image_shape)
+    spectrum = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(volume), norm="forward"))
+    radius = torch.zeros(())
+    for axis, (n, n_fine) in enumerate(zip(shape, volume.shape, strict=True)):
+        spectrum = spectrum.narrow(axis, n_fine // 2 - n // 2, n)
+        k = torch.arange(n, device=volume.device) - n // 2
+        radius = radius[..., None] + (2 * k / n) ** 2
+    spectrum = spectrum * (radius <= 1 + 1e-6)
+    return torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(spectrum), norm="forward"))
+
+
+def _check_truth(volume: Tensor, image_shape: Sequence[int] | None) -> Shape3:
+    check_tensor(volume, "volume")
+    check_image(volume, volume.shape if volume.ndim == 3 else ("z", "y", "x"), "volume")  # type: ignore[arg-type]
+    check_finite(volume, "volume")
+    shape = check_shape3(volume.shape if image_shape is None else image_shape)
+    ratios = [fine / n for fine, n in zip(volume.shape, shape, strict=True) if n > 1]
+    if any(fine < n for fine, n in zip(volume.shape, shape, strict=True)):
+        raise ValueError(
+            f"volume has shape {tuple(volume.shape)}, coarser than image_shape {shape}. "
+            "Expected the truth on a finer grid, at least 1.5 times along each axis."
+        )
+    if any(ratio < 1.5 for ratio in ratios):
+        warnings.warn(
+            f"Inverse crime: volume has shape {tuple(volume.shape)}, less than 1.5 times finer than image_shape {shape}, "
+            "so the data are simulated with almost the operator that inverts them. "
+            f"Pass a volume of at least {tuple(-(-3 * n // 2) if n > 1 else 1 for n in shape)}.",
+            stacklevel=3,
+        )
+    return shape
+
+
+def _check_dtype(value: Tensor, name: str) -> None:
+    if name == "trajectory":
+        if value.dtype != torch.float32:
+            raise TypeError(f"trajectory has dtype {value.dtype}, expected torch.float32. Write trajectory.float().")
+        return
+    check_complex(value, name)
+    if value.dtype != torch.complex64:
+        raise TypeError(f"{name} has dtype {value.dtype}, expected torch.complex64. Write {name}.to(torch.complex64).")

@@ -34,7 +34,7 @@ Values: TypeAlias = NDArray[np.float64]
 Drawing = TypeVar("Drawing")
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
-_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b")
 
 
 def shapes_only(drawing: Drawing) -> Drawing:
@@ -57,7 +57,7 @@ def fingerprint(figure: Figure) -> Record:
             texts[f"axes[{i}] color bar"] = axes.get_ylabel() or axes.get_xlabel()
             continue
         texts |= {f"axes[{i}] {key}": text for key, text in _axes_texts(axes).items()}
-        limits |= {f"axes[{i}] {name} limits": list(limit) for name, limit in _axes_limits(axes).items()}
+        limits |= {f"axes[{i}] {name}": list(limit) for name, limit in _axes_limits(axes).items()}
         arrays |= {f"axes[{i}] {name}": values for name, values in _axes_arrays(axes)}
     values = bool(getattr(figure, "blockkit_values", True))
     return record_of(arrays, texts, limits, values=values)
@@ -177,8 +177,8 @@ def _rounded(value: float) -> float:
 
 def _figure_texts(figure: Figure) -> str:
     width, height = figure.get_size_inches()
-    texts = [text.get_text() for text in figure.texts]
-    return " | ".join([f"{width:.2f} x {height:.2f} inches, {len(figure.axes)} axes", figure.get_suptitle(), *texts])
+    size = f"{width:.2f} x {height:.2f} inches, {len(figure.axes)} axes"
+    return " | ".join([size, *(text.get_text() for text in figure.texts)])
 
 
 def _axes_texts(axes: Axes) -> dict[str, str]:
@@ -206,7 +206,7 @@ def _tick_names(axis: Axis) -> str:
 
 
 def _axes_limits(axes: Axes) -> dict[str, tuple[float, float]]:
-    limits = {name: getattr(axes, f"get_{name}lim")() for name in _axis_of(axes)}
+    limits = {f"{name} limits": getattr(axes, f"get_{name}lim")() for name in _axis_of(axes)}
     return limits | {f"image{i} window": image.get_clim() for i, image in enumerate(axes.images)}
 
 

@@ -1,86 +1,281 @@
 """From image to k-space at any sample positions: the exact sum, and the fast NUFFT that is tested against it."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from blockkit import ledger
-from blockkit.checks import check_complex, check_finite, check_shape3, check_tensor
-from blockkit.physics.engines import Engine, fine_grid_bytes, make_engine
+from blockkit.checks import Shape3, check_complex, check_finite, check_shape3, check_tensor
+from blockkit.physics.engines import Engine, choose_engine, finest_tolerance, workspace_bytes
 from blockkit.physics.linop import LinearOperator, apply_linear
 from blockkit.physics.toeplitz import Toeplitz, toeplitz_kernel
 
+_CHUNK = 2**20  # complex numbers held at a time by the exact sum
+
+
+class DirectFourier(LinearOperator):
+    r"""Sum the Fourier series exactly: the slow oracle that the fast operators are tested against.
+
+    .. math:: y_s = \frac{1}{\sqrt{N}} \sum_r x_r \exp\left(-2\pi i \sum_a k_{s,a} r_a / n_a\right),
+              \qquad r_a = -\lfloor n_a/2 \rfloor, \dots, \lceil n_a/2 \rceil - 1
+
+    with :math:`N = n_z n_y n_x` voxels: orthonormal scale, minus sign, the image's centre at index ``n // 2``.
+    The cost is one multiplication per sample and voxel; memory beyond the result is about 50 MB.
+
+    Parameters
+    ----------
+    trajectory
+        Sample positions, real, shape ``(sample, 3)``, columns kz ky kx, cycles/FOV in -n/2..n/2.
+    image_shape
+        ``(z, y, x)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the trajectory is not real, finite, ``(sample, 3)`` and within -n/2..n/2.
+    """
+
+    in_shape: Shape3
+    out_shape: tuple[int]
+
+    def __init__(self, trajectory: Tensor, image_shape: Sequence[int]) -> None:
+        self.in_shape = check_shape3(image_shape)
+        self.trajectory = check_trajectory(trajectory, self.in_shape)
+        self.out_shape = (trajectory.shape[0],)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sample an image: (z, y, x) to (sample,), or (coil, z, y, x) to (coil, sample), complex."""
+        check_coils(x, self.in_shape, "image", self.device)
+        return apply_linear(x, self._forward, self._adjoint)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the conjugate transpose: (sample,) to (z, y, x), or (coil, sample) to (coil, z, y, x), complex."""
+        check_coils(y, self.out_shape, "kspace", self.device)
+        return apply_linear(y, self._adjoint, self._forward)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        parts = [
+            torch.einsum("...zys,zs,ys->...s", x @ ex, ez, ey) for _, ez, ey, ex in self._phases(x.dtype)
+        ]  # one axis at a time: x by a matrix product, then y and z
+        return torch.cat(parts, dim=-1) / math.sqrt(math.prod(self.in_shape))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        image = torch.zeros(*y.shape[:-1], *self.in_shape, dtype=y.dtype, device=y.device)
+        for chunk, ez, ey, ex in self._phases(y.dtype):
+            image += torch.einsum("...s,zs,ys->...zys", y[..., chunk], ez.conj(), ey.conj()) @ ex.mH
+        return image / math.sqrt(math.prod(self.in_shape))
+
+    def _phases(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Yield chunks of samples, each with its phase factors (voxel, sample) along z, y and x."""
+        step = max(1, _CHUNK // (self.in_shape[0] * self.in_shape[1]))
+        for start in range(0, self.out_shape[0], step):
+            k = self.trajectory[start : start + step].double()
+            phases = []
+            for axis, n in enumerate(self.in_shape):
+                r = torch.arange(n, dtype=torch.float64, device=k.device) - n // 2
+                turn = -2 * torch.pi * r[:, None] * k[:, axis] / n
+                phases.append(torch.polar(torch.ones_like(turn), turn).to(dtype))
+            yield slice(start, start + step), phases[0], phases[1], phases[2]
+
 
 class NUFFT(LinearOperator):
+    r"""Sample an image at any k-space positions in :math:`O(N \log N + \text{samples})`, to a stated tolerance.
+
+    .. math:: y_s = \frac{1}{\sqrt{N}} \sum_r x_r \exp\left(-2\pi i \sum_a k_{s,a} r_a / n_a\right)
+
+    the sum of :class:`DirectFourier`: orthonormal scale, minus sign, the image's centre at index ``n // 2``. The
+    adjoint is the conjugate transpose of the forward to rounding, whatever the tolerance. Coils are done one after
+    another, so the workspace is that of one: a fine grid of about 2 x the image (8 x for a tolerance below 1e-4 in
+    complex64, or below 1e-8 in complex128) and in the adjoint up to twice that.
+
+    Parameters
+    ----------
+    trajectory
+        Sample positions, real, shape ``(sample, 3)``, columns kz ky kx, cycles/FOV in -n/2..n/2.
+    image_shape
+        ``(z, y, x)``.
+    engine
+        ``"finufft"`` (CPU), ``"cufinufft"`` (CUDA, optional), ``"torchkbnufft"`` (any device, some 50 x slower,
+        tolerance at least 2e-5), or ``"auto"``: the fastest one that is installed for the trajectory's device.
+    tolerance
+        Largest relative error (2-norm) against the exact sum, 1e-12 to 0.1. In complex64 rounding adds about 1e-7
+        times the number of voxels along the longest axis.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the trajectory is not real, finite, ``(sample, 3)`` and within -n/2..n/2; if the tolerance is out of reach.
+    ImportError
+        If the engine asked for is not installed.
+
+    References
+    ----------
+    .. [1] Fessler and Sutton, "Nonuniform fast Fourier transforms using min-max interpolation", IEEE Trans. Signal
+       Process. 51:560-574, 2003.
+    .. [2] Barnett, Magland and af Klinteberg, "A parallel nonuniform fast Fourier transform library based on an
+       'exponential of semicircle' kernel", SIAM J. Sci. Comput. 41:C479-C504, 2019.
+    """
+
+    in_shape: Shape3
+    out_shape: tuple[int]
+
     def __init__(
         self, trajectory: Tensor, image_shape: Sequence[int], *, engine: str = "auto", tolerance: float = 1e-4
     ) -> None:
-        shape = check_shape3(image_shape)
-        check_trajectory(trajectory, shape)
-        self.trajectory = trajectory.detach().contiguous()
+        if not 1e-12 <= tolerance <= 0.1:
+            raise ValueError(f"tolerance is {tolerance!r}, expected a relative error from 1e-12 to 0.1, such as 1e-4.")
+        self.in_shape = check_shape3(image_shape)
+        self.trajectory = check_trajectory(trajectory, self.in_shape)
+        self.out_shape = (trajectory.shape[0],)
         self.engine, self.tolerance = engine, tolerance
-        self.in_shape, self.out_shape = shape, (trajectory.shape[0],)
-        self._scale = 1 / math.sqrt(math.prod(shape))
+        self._kind = choose_engine(engine, _home(self.device), tolerance)
         self._engine: Engine | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_engine": None}
 
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, engine={self._kind.name!r}, tolerance={self.tolerance:g})"
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return a new operator on ``device``, with the engine that ``engine`` means there; this one stays as it is."""
+        return type(self)(self.trajectory.to(device), self.in_shape, engine=self.engine, tolerance=self.tolerance)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Sample an image: (z, y, x) to (sample,), or (coil, z, y, x) to (coil, sample)."""
-        check_coils(x, self.in_shape, "image")
+        """Sample an image: (z, y, x) to (sample,), or (coil, z, y, x) to (coil, sample), complex."""
+        check_coils(x, self.in_shape, "image", self.device)
         return apply_linear(x, self._forward, self._adjoint)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the conjugate transpose: (sample,) to (z, y, x), or (coil, sample) to (coil, z, y, x)."""
-        check_coils(y, self.out_shape, "kspace")
+        """Apply the conjugate transpose: (sample,) to (z, y, x), or (coil, sample) to (coil, z, y, x), complex."""
+        check_coils(y, self.out_shape, "kspace", self.device)
         return apply_linear(y, self._adjoint, self._forward)
 
     def toeplitz(self, weights: Tensor | None = None) -> Toeplitz:
-        F = NUFFT(self.trajectory, self.in_shape, engine=self.engine, tolerance=self.tolerance / 10)
-        return Toeplitz(toeplitz_kernel(F, weights), self.in_shape)
+        r"""Return :math:`F^H W F` as one operator of a padded FFT pair, to this NUFFT's tolerance.
+
+        Parameters
+        ----------
+        weights
+            The diagonal of W, real, not negative, shape ``(sample,)``, such as the density compensation. None: 1.
+
+        Returns
+        -------
+        Toeplitz
+            Differs from the exact :math:`F^H W F` by at most ``tolerance`` relative to its largest eigenvalue.
+        """
+        finest = finest_tolerance(self._kind)
+        F = NUFFT(self.trajectory, self.in_shape, engine=self.engine, tolerance=max(self.tolerance / 10, finest))
+        dtype = torch.float32 if self.tolerance >= 1e-5 else torch.float64
+        return Toeplitz(toeplitz_kernel(F, self.trajectory, weights, dtype=dtype), self.in_shape)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self._run(x, self.in_shape, self.out_shape, "sample")
+        y = x.new_empty(*x.shape[:-3], *self.out_shape)
+        self._run(x, y, adjoint=False)
+        return y
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        return self._run(y, self.out_shape, self.in_shape, "spread")
+        x = y.new_empty(*y.shape[:-1], *self.in_shape)
+        self._run(y, x, adjoint=True)
+        return x
 
-    def _run(self, value: Tensor, from_shape: tuple[int, ...], to_shape: tuple[int, ...], method: str) -> Tensor:
-        value = value.resolve_conj().contiguous()
-        coils = value.shape[: value.ndim - len(from_shape)]
-        result = torch.empty(*coils, *to_shape, dtype=value.dtype, device=value.device)
-        with ledger.outside_torch(fine_grid_bytes(self.in_shape, value.dtype, self.tolerance)):  # type: ignore[arg-type]
-            if not isinstance(value, FakeTensor):
-                if self._engine is None:
-                    self._engine = make_engine(self.engine, self.trajectory, self.in_shape, self.tolerance)  # type: ignore[arg-type]
-                run = getattr(self._engine, method)
-                for one, out in zip(value.view(-1, *from_shape), result.view(-1, *to_shape), strict=True):
+    def _run(self, source: Tensor, result: Tensor, *, adjoint: bool) -> None:
+        """Fill ``result`` coil by coil. A fake ``result`` stays empty: its workspace is declared all the same."""
+        source_shape, result_shape = (self.out_shape, self.in_shape) if adjoint else (self.in_shape, self.out_shape)
+        source = source.resolve_conj().resolve_neg().contiguous()
+        fake = isinstance(result, FakeTensor)
+        n_bytes = 0
+        if self._kind.outside_torch or fake:
+            n_bytes = workspace_bytes(
+                self._kind, self.in_shape, self.out_shape[0], result.dtype, self.tolerance, adjoint=adjoint
+            )
+        with ledger.outside_torch(n_bytes):
+            if not fake:
+                run = self._step(adjoint)
+                for one, out in zip(source.view(-1, *source_shape), result.view(-1, *result_shape), strict=True):
                     run(one, out)
-        return result.mul_(self._scale)
+        result.mul_(1 / math.sqrt(math.prod(self.in_shape)))
+
+    def _step(self, adjoint: bool) -> Callable[[Tensor, Tensor], None]:
+        if self._engine is None:
+            self._engine = self._kind(self.trajectory.to(_home(self.device)), self.in_shape, self.tolerance)
+        step = self._engine.spread if adjoint else self._engine.sample
+        return step if self.device == _home(self.device) else lambda source, result: _away(step, source, result)
 
 
-def check_coils(value: Tensor, shape: tuple[int, ...], name: str) -> None:
-    """Raise unless ``value`` is complex, of ``shape`` or with exactly one leading coil axis."""
+def check_coils(value: Tensor, shape: tuple[int, ...], name: str, device: torch.device) -> None:
+    """Raise unless ``value`` is complex, on ``device``, of ``shape`` or with exactly one coil axis in front."""
     check_tensor(value, name)
-    if value.ndim not in (len(shape), len(shape) + 1) or tuple(value.shape[value.ndim - len(shape) :]) != shape:
-        axes = "sample" if len(shape) == 1 else "z, y, x"
+    axes = "sample" if len(shape) == 1 else "z, y, x"
+    if value.ndim not in (len(shape), len(shape) + 1) or tuple(value.shape[-len(shape) :]) != shape:
+        sizes = ", ".join(map(str, shape))
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, expected ({axes}) = {shape}, or the same with one coil axis in "
-            f"front, (coil, {axes})."
+            f"{name} has shape {tuple(value.shape)}, expected ({axes}) = ({sizes}), or with one coil axis in front, "
+            f"(coil, {axes}) = (any, {sizes})."
         )
     check_complex(value, name)
+    if value.device.type != device.type:
+        raise ValueError(f"{name} is on {value.device}, but the operator is on {device}. Write A.to({name}.device).")
 
 
-def check_trajectory(trajectory: Tensor, image_shape: tuple[int, int, int]) -> None:
-    """Raise unless ``trajectory`` is real, finite, (sample, 3) and within -n/2..n/2 of ``image_shape``."""
+def check_trajectory(trajectory: Tensor, image_shape: Shape3) -> Tensor:
+    """Return ``trajectory``, detached and contiguous, if it is real, finite, (sample, 3) and within -n/2..n/2."""
     check_tensor(trajectory, "trajectory")
-    if trajectory.ndim != 2 or trajectory.shape[1] != 3:
-        raise ValueError(f"trajectory has shape {tuple(trajectory.shape)}, expected (sample, 3), columns kz ky kx.")
-    if not trajectory.is_floating_point():
-        raise TypeError(f"trajectory has dtype {trajectory.dtype}, expected torch.float32 or torch.float64.")
-    check_finite(trajectory, "trajectory")
+    if trajectory.ndim != 2 or trajectory.shape[1] != 3 or trajectory.shape[0] == 0:
+        hint = " Write trajectory.T." if trajectory.ndim == 2 and trajectory.shape[0] == 3 else ""
+        hint = " Write trajectory.reshape(-1, 3)." if trajectory.ndim > 2 and trajectory.shape[-1] == 3 else hint
+        raise ValueError(
+            f"trajectory has shape {tuple(trajectory.shape)}, expected (sample, 3), columns kz ky kx, at least one row."
+            + hint
+        )
+    if trajectory.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"trajectory has dtype {trajectory.dtype}, expected torch.float32 or torch.float64. "
+            "Write trajectory.float()."
+        )
+    if not isinstance(trajectory, FakeTensor):
+        check_finite(trajectory, "trajectory")
+        _check_extent(trajectory, image_shape)
+    return trajectory.detach().contiguous()
+
+
+def _check_extent(trajectory: Tensor, image_shape: Shape3) -> None:
+    largest = [float(k) for k in trajectory.abs().amax(dim=0)]
+    for axis, (k, n) in enumerate(zip(largest, image_shape, strict=True)):
+        if k > n / 2 * 1.001:
+            raise ValueError(
+                f"trajectory reaches |k{'zyx'[axis]}| = {k:g} cycles/FOV, expected at most n/2 = {n / 2:g} for "
+                f"image_shape {image_shape}. Are the columns kz ky kx? Else take a finer image_shape, or keep only "
+                "the samples inside."
+            )
+    thick = [k for k, n in zip(largest, image_shape, strict=True) if n >= 16]
+    if not thick:
+        return
+    if 0.45 < max(largest) <= 0.5001 and len(trajectory) >= 16:
+        raise ValueError(
+            f"trajectory stays within {max(largest):g}: that looks like cycles per voxel, expected cycles/FOV in "
+            f"-n/2..n/2. Write trajectory * torch.tensor({list(image_shape)})."
+        )
+    if all(3.1 < k < 3.1417 for k in thick):
+        warnings.warn(
+            f"trajectory reaches {max(largest):.4f} on every axis: if it is in radians per voxel, write "
+            f"trajectory * torch.tensor({list(image_shape)}) / (2 * torch.pi) to have cycles/FOV.",
+            stacklevel=4,
+        )
+
+
+def _home(device: torch.device) -> torch.device:
+    """Return where the work for ``device`` is done: there if it is CPU or CUDA, else on the CPU."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
+def _away(step: Callable[[Tensor, Tensor], None], source: Tensor, result: Tensor) -> None:
+    warnings.warn(f"No NUFFT runs on {source.device.type}: it runs on the CPU, and comes back.", stacklevel=2)
+    worked = torch.empty(result.shape, dtype=result.dtype)
+    step(source.cpu(), worked)
+    result.copy_(worked)

@@ -81,7 +81,7 @@ class _Painter:
         self.grid = grid
         self.p: Points = self.thorax.warp(grid.points)
         self.image = np.zeros(grid.shape, np.float32)
-        self.fine = random_waves(grid, self.wave_rng, 16, (14.0, 45.0))
+        self.fine = random_waves(grid, self.wave_rng, 24, (14.0, 45.0))
         self.coarse = random_waves(grid, self.wave_rng, 8, (60.0, 160.0))
         self.blood = self._choose_contrast()
 
@@ -125,37 +125,49 @@ class _Painter:
         texture = np.float32(value) * (1 + np.float32(0.04) * self.fine[box])
         self.put(cover(ellipsoid((z, y, x), center, semi_axes), self.grid.voxel), texture, box)
 
-    def tubes(self, lines: Sequence[Line], part: Array | None = None) -> Array:
+    def tubes(self, lines: Sequence[Line]) -> Array:
         """Draw smooth curves through points (z, y, x, radius) of the standard chest; return their cover."""
-        part = np.zeros(self.grid.shape, np.float32) if part is None else part
+        return self._draw(self._curves(lines))
+
+    def _curves(self, lines: Sequence[Line]) -> list[Floats]:
+        curves = []
         for line in lines:
-            curve = _smooth_curve(np.array(line, np.float64))
-            nodes = self.thorax.unwarp(curve[:, :3]).astype(np.float32)
-            draw_tubes(part, self.grid, nodes[:-1], nodes[1:], curve[:-1, 3].astype(np.float32))
+            points = np.array(line, np.float64)
+            points[1:-1, :3] += self.tree_rng.normal(0, 2.0, (len(line) - 2, 3)).clip(-4, 4)
+            points[:, 3] *= self.tree_rng.uniform(0.92, 1.06)
+            curve = _smooth_curve(points)
+            curves.append(np.concatenate([self.thorax.unwarp(curve[:, :3]), curve[:, 3:]], axis=1))
+        return curves
+
+    def _draw(self, curves: Sequence[Floats], wall: float = 0.0) -> Array:
+        part = np.zeros(self.grid.shape, np.float32)
+        for curve in curves:
+            nodes = curve.astype(np.float32)
+            draw_tubes(part, self.grid, nodes[:-1, :3], nodes[1:, :3], nodes[:-1, 3] + np.float32(wall))
         return part
 
     def paint_body(self) -> None:
         h = self.grid.voxel
         skin = self.thorax.body(self.p)
         self.cage = self.thorax.cage(self.p)
-        fat_value, muscle_value = self.rng.uniform(0.34, 0.5), self.rng.uniform(0.17, 0.24)
+        fat_value, muscle_value = self.rng.uniform(0.22, 0.42), self.rng.uniform(0.13, 0.2)
         self.fat = np.float32(fat_value) * (1 + np.float32(0.06) * self.fine)
         self.muscle = np.float32(muscle_value) * (1 + np.float32(0.1) * self.fine + np.float32(0.05) * self.coarse)
         self.body = cover(skin, h)
-        self.put(self.body, 0.3)
+        self.put(self.body, 0.8 * np.float32(fat_value))
         self.put(cover(skin + 2.5, h), self.fat)
         thickness = self.thorax.fat * (1 + 0.35 * np.tanh(self.coarse)) + 2.5
         self.put(cover(smooth_max(skin + thickness, self.cage - self.thorax.muscle - 14, 6), h), self.muscle)
         self.put(cover(self.cage - 3, h), self.fat * np.float32(0.8))
         for side in (-1, 1):
             y = float(chest.spine_y(np.array(0.0, np.float32)))
-            z, py, x = self.p
+            _, py, x = self.p
             back = np.sqrt(((x - side * 27) / 21) ** 2 + ((py - y - 30) / 15) ** 2 + 1e-6) - 1
             self.put(cover(smooth_max(back * 15, skin + 8, 4), h), self.muscle * np.float32(1.05))
 
     def paint_bones(self) -> None:
         h, z = self.grid.voxel, self.p[0]
-        marrow = self.rng.uniform(0.24, 0.34)
+        marrow = self.rng.uniform(0.18, 0.28)
         starts, ends = self.thorax.ribs()
         for radius, value in ((5.0, 0.1), (2.8, marrow)):
             part = np.zeros(self.grid.shape, np.float32)
@@ -183,12 +195,11 @@ class _Painter:
     def paint_abdomen(self) -> None:
         h = self.grid.voxel
         below = {side: smooth_max(-self.thorax.diaphragm(self.p, side) + 2.5, self.cage + 2.5, 8) for side in (-1, 1)}
-        z, y, x = self.p
+        z, _, x = self.p
         liver = smooth_max(below[-1], (x * np.float32(0.8) + (z - 60) * np.float32(0.5) - 34), 14)
         liver = smooth_max(liver, 6 - self.thorax.spine(self.p), 10)
-        value = np.float32(self.rng.uniform(0.26, 0.38)) * (1 + np.float32(0.05) * self.fine)
-        left = smooth_max(below[1], 8 - x, 6)
-        self.put(cover(left, h), self.fat * np.float32(0.85))
+        value = np.float32(self.rng.uniform(0.2, 0.31)) * (1 + np.float32(0.05) * self.fine)
+        self.put(cover(np.minimum(below[-1], below[1]), h), self.fat * np.float32(1.1))
         stomach = self.rng.uniform(0.05, 0.2)
         top = self.thorax.dome[1]
         self.blob((top + 44, -22, 58), (34, 32, 38), 0.22)
@@ -212,6 +223,10 @@ class _Painter:
         depth = self.p[1] / np.float32(90)
         tissue = np.float32(rng.uniform(0.05, 0.11)) * (1 + np.float32(rng.uniform(0.1, 0.45)) * depth)
         tissue = tissue * (1 + np.float32(0.2) * self.fine + np.float32(0.12) * self.coarse)
+        if self.lesion_rng.random() < 0.25:
+            place, size = self.lesion_rng.uniform([-60, -60, -110], [80, 60, 110]), self.lesion_rng.uniform(28, 55, 3)
+            tissue = tissue * (1 - np.float32(0.6) * cover(ellipsoid(self.p, place, size), 14.0))
+        self.artery_trees: dict[int, Tree] = {}
         arteries, veins = (np.zeros(self.grid.shape, np.float32) for _ in range(2))
         open_part, dark = np.zeros(self.grid.shape, np.float32), np.zeros(self.grid.shape, np.float32)
         for side in (-1, 1):
@@ -227,10 +242,12 @@ class _Painter:
         self.put(dark, 0.02)
         self.put(veins, np.float32(self.blood["vein"]) * shade)
         self.put(arteries, np.float32(self.blood["artery"]) * shade)
+        for side in (-1, 1):
+            self._block_artery(side)
 
     def _grow_lung(self, side: int, root: Floats, arteries: Array, veins: Array, dark: Array) -> None:
         rng, person = self.tree_rng, self.thorax
-        n_tips = int(rng.uniform(3600, 5200))
+        n_tips = int(rng.uniform(2300, 3600))
         low, high = np.array([-145.0, -98.0, 0.0]), np.array([135.0, 98.0, 140.0])
         for part, roots in (
             (arteries, [root]),
@@ -240,32 +257,44 @@ class _Painter:
             spots = spread_points(n_tips if part is not dark else 150, low, high, rng) * np.array([1, 1, side])
             spots = spots[person.lung(_columns(spots), side) < -3]
             lower = (spots[:, 0] - 0.5 * spots[:, 1] > 0).astype(int) if len(roots) == 2 else np.zeros(len(spots), int)
-            thinnest = rng.uniform(0.68, 0.76) if part is not dark else 1.3
+            thinnest = rng.uniform(0.86, 1.04) if part is not dark else 1.3
             for index, start in enumerate(roots):
                 mine = spots[lower == index]
                 if len(mine) == 0:
                     continue
                 tree = grow_tree(mine, start, thinnest, rng)
-                Tree(person.unwarp(tree.nodes), tree.parents, tree.radii).draw(part, self.grid)
+                tree = Tree(person.unwarp(tree.nodes), tree.parents, tree.radii)
+                tree.draw(part, self.grid)
                 if part is arteries:
-                    self.artery_tree = tree
+                    self.artery_trees[side] = tree
 
     def _paint_lesions(self) -> None:
         """Nodules in a third of the persons."""
         rng = self.lesion_rng
-        for _ in range(int(rng.integers(0, 3)) if rng.random() < 0.35 else 0):
+        for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.35 else 0):
             side = int(rng.choice([-1, 1]))
             spots = rng.uniform([-110, -80, 30], [90, 80, 120], (40, 3)) * np.array([1, 1, side])
             deep = spots[self.thorax.lung(_columns(spots), side) < -14]
             if len(deep):
-                radius = rng.uniform(3.5, 11)
-                self.blob(tuple(deep[0]), radius * rng.uniform(0.8, 1.2, 3), rng.uniform(0.25, 0.55))
+                semi_axes = rng.uniform(3.5, 11) * rng.uniform(0.8, 1.2, 3)
+                self.blob(deep[0], semi_axes, rng.uniform(0.25, 0.55))
+
+    def _block_artery(self, side: int) -> None:
+        """Leave a clot in one branch of the arteries in an eighth of the lungs."""
+        tree, rng = self.artery_trees[side], self.lesion_rng
+        wide = np.flatnonzero((tree.radii > 2.6) & (tree.radii < 6.5) & (tree.parents > 0))
+        if rng.random() < 0.125 and len(wide):
+            node = int(rng.choice(wide))
+            ends = tree.nodes[[tree.parents[node], node]].astype(np.float32)
+            clot = np.zeros(self.grid.shape, np.float32)
+            draw_tubes(clot, self.grid, ends[:1], ends[1:], np.array([0.8 * tree.radii[node]], np.float32))
+            self.put(clot, 0.22)
 
     def paint_heart(self) -> None:
         blood, rng = self.blood, self.rng
         h = self.grid.voxel
         self.put(cover(self.thorax.heart(self.p) + 1, h), self.fat * np.float32(0.75))
-        wall = rng.uniform(0.26, 0.36)
+        wall = rng.uniform(0.22, 0.32)
         tilt = rng.normal(0, 0.06, 3)
         left = _axes((0.5 + tilt[0], -0.5 + tilt[1], 0.7 + tilt[2]), (0.7, 0.7, 0.0))
         size = rng.uniform(0.9, 1.06)
@@ -291,9 +320,9 @@ class _Painter:
         self.put(veins, np.float32(blood["vein"]) * shade)
         lungs = self.tubes([chest.PULMONARY_TRUNK, *chest.PULMONARY_ARTERIES.values()])
         self.put(lungs, np.float32(blood["artery"]) * shade)
-        airways = [chest.TRACHEA, *chest.BRONCHI.values()]
-        self.put(self.tubes([[(z, y, x, r + 2.0) for z, y, x, r in line] for line in airways]), 0.2)
-        self.put(self.tubes(airways), 0.01)
+        airways = self._curves([chest.TRACHEA, *chest.BRONCHI.values()])
+        self.put(self._draw(airways, 2.0), 0.2)
+        self.put(self._draw(airways), 0.01)
         self.put(self.tubes([chest.AORTA, *chest.ARCH_BRANCHES]), np.float32(blood["aorta"]) * shade)
 
     def finish(self) -> np.typing.NDArray[np.complex64]:

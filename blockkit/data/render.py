@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from blockkit.checks import Shape3
 from blockkit.physics.coils import FOV_MM
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 Complex = NDArray[np.complex64]
 Points = tuple[Array, Array, Array]
 """Coordinates z, y, x in mm: three arrays that broadcast against each other."""

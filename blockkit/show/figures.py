@@ -1,13 +1,10 @@
 """Pictures of volumes: slices, projections, coil maps and the grid of blocks, each as one matplotlib figure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -15,10 +12,8 @@ from torch import Tensor
 
 from blockkit import metrics as measures
 from blockkit.checks import check_shape3
+from blockkit.show.panels import draw, make_panel, plane_size, slice_row, with_texts
 from blockkit.show.render import (
-    AXES,
-    CROSSHAIR_COLOR,
-    NAN_COLOR,
     Part,
     Volume,
     brightest,
@@ -32,24 +27,6 @@ from blockkit.show.render import (
     take_plane,
     windows,
 )
-
-Window = tuple[float, float]
-COLORS = {"magnitude": "gray", "real": "gray", "imaginary": "gray", "phase": "twilight", "error": "magma"}
-BAR_LABELS = {"phase": "phase (rad)", "error": "error (a.u.)"}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture of a figure: its pixels, how to color them and what is written around it."""
-
-    image: NDArray[np.float64]
-    kind: str
-    window: Window
-    size: tuple[float, float]
-    title: str = ""
-    row: str = ""
-    caption: str = ""
-    crosshair: tuple[int, int] | None = None
 
 
 def show_slices(
@@ -85,19 +62,13 @@ def show_slices(
     shape = check_volumes(volumes)
     check_part(part)
     sizes = check_voxel_size(voxel_size)
+    if not axes:
+        raise ValueError("axes is empty, expected one or several of 'z', 'y' and 'x', such as 'zyx'.")
     cuts = [check_axis(name) for name in axes]
     position = check_index(index, shape, axes)
-    notes = captions(volumes) if metrics else {}
     levels = windows(volumes, part)
-    rows = []
-    for axis in cuts:
-        row, column = (i for i in range(3) if i != axis)
-        size = shape[row] * sizes[row], shape[column] * sizes[column]
-        mark = (position[row], position[column]) if crosshair else None
-        label = f"{AXES[axis]} = {position[axis]}"
-        planes = {name: take_plane(volume, axis, position[axis]) for name, volume in volumes.items()}
-        rows.append([_panel(name, plane, part, levels[name], size, label, mark) for name, plane in planes.items()])
-    return _draw(_with_texts(rows, list(volumes), notes), BAR_LABELS.get(part, f"{part} (a.u.)"))
+    rows = [slice_row(volumes, axis, position, part, levels, sizes, crosshair) for axis in cuts]
+    return draw(with_texts(rows, list(volumes), captions(volumes) if metrics else {}), part)
 
 
 def show_mip(
@@ -111,13 +82,12 @@ def show_mip(
     shape = check_volumes(volumes)
     sizes = check_voxel_size(voxel_size)
     along = check_axis(axis)
-    row, column = (i for i in range(3) if i != along)
-    size = shape[row] * sizes[row], shape[column] * sizes[column]
+    size = plane_size(shape, along, sizes)
     images = {name: _project(volume, along) for name, volume in volumes.items()}
     levels = windows({name: image[None] for name, image in images.items()})
-    label = f"maximum along {axis}"
-    panels = [_panel(name, image, "magnitude", levels[name], size, label) for name, image in images.items()]
-    return _draw(_with_texts([panels], list(volumes), captions(volumes) if metrics else {}), "magnitude (a.u.)")
+    panels = [make_panel(name, image, "magnitude", levels[name], size) for name, image in images.items()]
+    panels = [replace(panel, row=f"maximum along {axis}") for panel in panels]
+    return draw(with_texts([panels], list(volumes), captions(volumes) if metrics else {}), "magnitude")
 
 
 def show_coils(
@@ -135,16 +105,13 @@ def show_coils(
     along, sizes = check_axis(axis), check_voxel_size(voxel_size)
     shape = check_volumes({"coil 0": maps[0]})
     position = check_index(index, shape, axis)
-    row, column = (i for i in range(3) if i != along)
-    size = shape[row] * sizes[row], shape[column] * sizes[column]
     top = max(brightest(one) for one in maps) or 1.0
     window = {"magnitude": (0.0, top), "phase": (-np.pi, np.pi)}.get(part, (-top, top))
-    label = f"{axis} = {position[along]}"
-    panels = [_panel("", take_plane(one, along, position[along]), part, window, size, label) for one in maps]
-    panels = _with_texts([panels], [f"coil {i}" for i in range(len(panels))], {})[0]
-    width = min(8, -(-len(panels) // -(-len(panels) // 8)))
-    rows = [panels[i : i + width] for i in range(0, len(panels), width)]
-    return _draw(rows, BAR_LABELS.get(part, f"{part} (a.u.)"))
+    coils = {f"coil {i}": one for i, one in enumerate(maps)}
+    panels = slice_row(coils, along, position, part, dict.fromkeys(coils, window), sizes)
+    panels = with_texts([panels], list(coils), {})[0]
+    width = -(-len(panels) // -(-len(panels) // 8))
+    return draw([panels[i : i + width] for i in range(0, len(panels), width)], part)
 
 
 def plot_blocks(
@@ -175,10 +142,8 @@ def plot_blocks(
         raise ValueError(f"halo is {halo!r}, expected one number of voxels, or three (z, y, x), none below 0.")
     position = check_index(index, shape, axis)
     row, column = (i for i in range(3) if i != along)
-    plane = take_plane(volume, along, position[along])
-    size = float(shape[row]), float(shape[column])
-    panel = _panel("", plane, "magnitude", windows({"": volume})[""], size, f"{axis} = {position[along]}")
-    figure = _draw([[panel]], "magnitude (a.u.)", width=4.2)
+    panels = slice_row({"": volume}, along, position, "magnitude", windows({"": volume}), (1.0, 1.0, 1.0))
+    figure = draw([panels], "magnitude", width=4.2)
     ax = figure.axes[0]
     for lines, i in ((ax.axhline, row), (ax.axvline, column)):
         for edge in range(blocks[i], shape[i], blocks[i]):
@@ -219,87 +184,6 @@ def _project(volume: Volume, axis: int) -> NDArray[np.float64]:
     for i in range(1, volume.shape[axis]):
         np.maximum(image, take_part(take_plane(volume, axis, i), "magnitude"), out=image)
     return image
-
-
-def _panel(
-    name: str,
-    plane: NDArray[Any],
-    part: Part,
-    window: Window,
-    size: tuple[float, float],
-    row: str,
-    crosshair: tuple[int, int] | None = None,
-) -> Panel:
-    kind = "error" if is_error(name) else part
-    image = take_part(plane, "magnitude" if kind == "error" else part)
-    return Panel(image, kind, window, size, row=row, crosshair=crosshair)
-
-
-def _with_texts(rows: list[list[Panel]], titles: list[str], notes: Mapping[str, str]) -> list[list[Panel]]:
-    last = len(rows) - 1
-    return [
-        [
-            Panel(
-                **{
-                    **vars(panel),
-                    "title": titles[j] if i == 0 else "",
-                    "row": panel.row if j == 0 else "",
-                    "caption": notes.get(titles[j], "") if i == last else "",
-                }
-            )
-            for j, panel in enumerate(row)
-        ]
-        for i, row in enumerate(rows)
-    ]
-
-
-def _draw(rows: list[list[Panel]], bar_label: str, *, width: float | None = None) -> Figure:
-    n_columns = max(len(row) for row in rows)
-    width = width or min(2.6, 11.0 / n_columns)
-    widest = max(panel.size[1] for row in rows for panel in row)
-    heights = [min(max(panel.size[0] / widest for panel in row), 3.0) * width for row in rows]
-    lines = max(panel.caption.count("\n") + 1 if panel.caption else 0 for panel in rows[-1])
-    figure = Figure(figsize=(round(n_columns * width + 1.0, 2), round(sum(heights) + 0.4 + 0.18 * lines, 2)))
-    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
-    grid = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw={"height_ratios": heights})
-    bars: dict[str, Any] = {}
-    for axes_row, row in zip(grid, rows, strict=True):
-        for ax, panel in zip(axes_row, row, strict=False):
-            bars["error" if panel.kind == "error" else "image"] = _draw_panel(ax, panel)
-        for ax in axes_row[len(row) :]:
-            ax.set_visible(False)
-    for kind, image in sorted(bars.items()):
-        bar = figure.colorbar(image, ax=grid, fraction=0.05, pad=0.01, aspect=14 * sum(heights), shrink=0.9)
-        bar.set_label(BAR_LABELS["error"] if kind == "error" else bar_label, fontsize=8)
-        bar.ax.tick_params(labelsize=7)
-        bar.outline.set_linewidth(0.5)
-    return figure
-
-
-def _draw_panel(ax: Axes, panel: Panel) -> Any:
-    height, width = panel.image.shape
-    aspect = (panel.size[0] / height) / (panel.size[1] / width)
-    low, high = panel.window
-    image = ax.imshow(panel.image, cmap=_colors(panel.kind), vmin=low, vmax=high, aspect=aspect)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.spines[:].set_visible(False)
-    ax.set_title(panel.title, fontsize=10, pad=4)
-    ax.set_ylabel(panel.row, fontsize=9)
-    ax.set_xlabel(panel.caption, fontsize=8)
-    if panel.crosshair is not None:
-        ax.axhline(panel.crosshair[0], color=_rgb(CROSSHAIR_COLOR), linewidth=0.7, alpha=0.7)
-        ax.axvline(panel.crosshair[1], color=_rgb(CROSSHAIR_COLOR), linewidth=0.7, alpha=0.7)
-    return image
-
-
-def _colors(kind: str) -> Colormap:
-    return colormaps[COLORS[kind]].with_extremes(bad=_rgb(NAN_COLOR))
-
-
-def _rgb(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    red, green, blue = color
-    return red / 255, green / 255, blue / 255
 
 
 def _box(ax: Axes, low: list[int], high: list[int], color: str, style: str, label: str) -> None:

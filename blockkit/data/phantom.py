@@ -8,22 +8,21 @@ from torch import Tensor
 
 from blockkit.checks import check_shape3
 from blockkit.data import thorax as chest
+from blockkit.data.painter import Painter, columns, make_axes
 from blockkit.data.render import (
     Array,
+    Complex,
+    Floats,
     Grid,
-    Points,
     cover,
     draw_tubes,
     ellipsoid,
     make_grid,
     pool,
-    random_waves,
     smooth_max,
 )
-from blockkit.data.thorax import Floats, Thorax
+from blockkit.data.thorax import Thorax
 from blockkit.data.vessels import Tree, grow_tree, spread_points
-
-Line = Sequence[tuple[float, float, float, float]]
 
 
 def pulmonary_phantom(image_shape: Sequence[int], *, seed: int = 0) -> Tensor:
@@ -59,7 +58,7 @@ def pulmonary_phantom(image_shape: Sequence[int], *, seed: int = 0) -> Tensor:
        Annals of Biomedical Engineering 28:793-802, 2000 (how the trees fill the lungs).
     """
     grid, factors = make_grid(check_shape3(image_shape))
-    person = _Painter(grid, seed)
+    person = _Person(grid, seed)
     person.paint_body()
     person.paint_bones()
     person.paint_abdomen()
@@ -69,20 +68,15 @@ def pulmonary_phantom(image_shape: Sequence[int], *, seed: int = 0) -> Tensor:
     return torch.from_numpy(pool(person.finish(), factors))
 
 
-class _Painter:
-    """Paints organ over organ: ``image <- (1 - c) image + c value`` with the partial volume ``c`` of each."""
+class _Person(Painter):
+    """Paints one person from the skin inwards."""
 
     def __init__(self, grid: Grid, seed: int) -> None:
         streams = np.random.SeedSequence([seed, 0x7409A]).spawn(6)
-        self.rng, self.tree_rng, self.wave_rng, self.lesion_rng, self.phase_rng, person = map(
+        self.rng, self.tree_rng, wave_rng, self.lesion_rng, self.phase_rng, person_rng = map(
             np.random.default_rng, streams
         )
-        self.thorax = Thorax(person)
-        self.grid = grid
-        self.p: Points = self.thorax.warp(grid.points)
-        self.image = np.zeros(grid.shape, np.float32)
-        self.fine = random_waves(grid, self.wave_rng, 24, (14.0, 45.0))
-        self.coarse = random_waves(grid, self.wave_rng, 8, (60.0, 160.0))
+        super().__init__(grid, Thorax(person_rng), self.tree_rng, wave_rng)
         self.blood = self._choose_contrast()
 
     def _choose_contrast(self) -> dict[str, float]:
@@ -100,53 +94,8 @@ class _Painter:
             "liver vein": self.rng.uniform(0.3, 0.4) + 0.2 * late,
         }
 
-    def put(self, part: Array, value: Array | float, where: tuple[slice, ...] = (...,)) -> None:  # type: ignore[assignment]
-        """Lay ``value`` over the image where ``part`` of the voxel is covered."""
-        view = self.image[where]
-        view += part * (value - view)
-
-    def blob(
-        self, center: Sequence[float], semi_axes: Sequence[float], value: float, spin: Floats | None = None
-    ) -> None:
-        """Paint one ellipsoid, in its own box; ``spin`` has the directions of its axes as rows."""
-        middle = self.thorax.unwarp(np.array([center], np.float64))[0]
-        reach = 1.25 * max(semi_axes) + 12
-        box = tuple(
-            slice(int(np.searchsorted(axis, m - reach)), int(np.searchsorted(axis, m + reach)))
-            for axis, m in zip((self.grid.z, self.grid.y, self.grid.x), middle, strict=True)
-        )
-        z, y, x = (np.float32(1) * p[box] for p in self.p)
-        if z.size == 0:
-            return
-        if spin is not None:
-            away = (z - center[0], y - center[1], x - center[2])
-            z, y, x = (sum(np.float32(s) * a for s, a in zip(row, away, strict=True)) for row in spin)
-            center = (0, 0, 0)
-        texture = np.float32(value) * (1 + np.float32(0.04) * self.fine[box])
-        self.put(cover(ellipsoid((z, y, x), center, semi_axes), self.grid.voxel), texture, box)
-
-    def tubes(self, lines: Sequence[Line]) -> Array:
-        """Draw smooth curves through points (z, y, x, radius) of the standard chest; return their cover."""
-        return self._draw(self._curves(lines))
-
-    def _curves(self, lines: Sequence[Line]) -> list[Floats]:
-        curves = []
-        for line in lines:
-            points = np.array(line, np.float64)
-            points[1:-1, :3] += self.tree_rng.normal(0, 2.0, (len(line) - 2, 3)).clip(-4, 4)
-            points[:, 3] *= self.tree_rng.uniform(0.92, 1.06)
-            curve = _smooth_curve(points)
-            curves.append(np.concatenate([self.thorax.unwarp(curve[:, :3]), curve[:, 3:]], axis=1))
-        return curves
-
-    def _draw(self, curves: Sequence[Floats], wall: float = 0.0) -> Array:
-        part = np.zeros(self.grid.shape, np.float32)
-        for curve in curves:
-            nodes = curve.astype(np.float32)
-            draw_tubes(part, self.grid, nodes[:-1, :3], nodes[1:, :3], nodes[:-1, 3] + np.float32(wall))
-        return part
-
     def paint_body(self) -> None:
+        """Skin, fat, muscle, and the inside of the ribcage."""
         h = self.grid.voxel
         skin = self.thorax.body(self.p)
         self.cage = self.thorax.cage(self.p)
@@ -154,7 +103,7 @@ class _Painter:
         self.fat = np.float32(fat_value) * (1 + np.float32(0.06) * self.fine)
         self.muscle = np.float32(muscle_value) * (1 + np.float32(0.1) * self.fine + np.float32(0.05) * self.coarse)
         self.body = cover(skin, h)
-        self.put(self.body, 0.8 * np.float32(fat_value))
+        self.put(self.body, 0.8 * fat_value)
         self.put(cover(skin + 2.5, h), self.fat)
         thickness = self.thorax.fat * (1 + 0.35 * np.tanh(self.coarse)) + 2.5
         self.put(cover(smooth_max(skin + thickness, self.cage - self.thorax.muscle - 14, 6), h), self.muscle)
@@ -166,6 +115,7 @@ class _Painter:
             self.put(cover(smooth_max(back * 15, skin + 8, 4), h), self.muscle * np.float32(1.05))
 
     def paint_bones(self) -> None:
+        """Ribs, spine with its canal, breastbone and shoulder blades."""
         h, z = self.grid.voxel, self.p[0]
         marrow = self.rng.uniform(0.18, 0.28)
         starts, ends = self.thorax.ribs()
@@ -188,11 +138,12 @@ class _Painter:
         self.blob((-20, -cage_y - 3, 0), (70, 6, 17), 0.1)
         self.blob((-20, -cage_y - 3, 0), (67, 3.6, 14), marrow)
         for side in (-1, 1):
-            spin = _axes((0.97, 0.1, 0.2 * side), (0.0, 0.55, -0.83 * side))
+            spin = make_axes((0.97, 0.1, 0.2 * side), (0.0, 0.55, -0.83 * side))
             self.blob((-72, 72, side * 92), (52, 30, 4), 0.12, spin)
             self.blob((-72, 72, side * 92), (48, 27, 2), marrow, spin)
 
     def paint_abdomen(self) -> None:
+        """Liver with its veins, stomach, spleen, and fat between them."""
         h = self.grid.voxel
         below = {side: smooth_max(-self.thorax.diaphragm(self.p, side) + 2.5, self.cage + 2.5, 8) for side in (-1, 1)}
         z, _, x = self.p
@@ -209,16 +160,15 @@ class _Painter:
         low, high = np.array([40.0, -70.0, -115.0]), np.array([178.0, 75.0, 30.0])
         root = np.array([66.0, 4.0, -28.0])
         spots = spread_points(170, low, high, self.tree_rng)
-        spots = spots[(self._at(spots, -1) > 8) & (self.thorax.cage(_columns(spots)) < -8)]
+        inside = self.thorax.diaphragm(columns(spots), -1) > 8
+        spots = spots[inside & (self.thorax.cage(columns(spots)) < -8)]
         tree = grow_tree(spots, root, 0.95, self.tree_rng)
         part = np.zeros(self.grid.shape, np.float32)
         Tree(self.thorax.unwarp(tree.nodes), tree.parents, tree.radii).draw(part, self.grid)
         self.put(part * cover(liver, h), self.blood["liver vein"])
 
-    def _at(self, spots: Floats, side: int) -> Array:
-        return self.thorax.diaphragm(_columns(spots), side)
-
     def paint_lungs(self) -> None:
+        """Lung tissue, the arteries, veins and airways in it, and lesions."""
         h, rng = self.grid.voxel, self.rng
         depth = self.p[1] / np.float32(90)
         tissue = np.float32(rng.uniform(0.05, 0.11)) * (1 + np.float32(rng.uniform(0.1, 0.45)) * depth)
@@ -243,7 +193,7 @@ class _Painter:
         self.put(veins, np.float32(self.blood["vein"]) * shade)
         self.put(arteries, np.float32(self.blood["artery"]) * shade)
         for side in (-1, 1):
-            self._block_artery(side)
+            self._block_artery(side, arteries)
 
     def _grow_lung(self, side: int, root: Floats, arteries: Array, veins: Array, dark: Array) -> None:
         rng, person = self.tree_rng, self.thorax
@@ -255,7 +205,7 @@ class _Painter:
             (dark, [np.array(chest.BRONCHI[side][-1][:3])]),
         ):
             spots = spread_points(n_tips if part is not dark else 150, low, high, rng) * np.array([1, 1, side])
-            spots = spots[person.lung(_columns(spots), side) < -3]
+            spots = spots[person.lung(columns(spots), side) < -3]
             lower = (spots[:, 0] - 0.5 * spots[:, 1] > 0).astype(int) if len(roots) == 2 else np.zeros(len(spots), int)
             thinnest = rng.uniform(0.86, 1.04) if part is not dark else 1.3
             for index, start in enumerate(roots):
@@ -274,12 +224,12 @@ class _Painter:
         for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.35 else 0):
             side = int(rng.choice([-1, 1]))
             spots = rng.uniform([-110, -80, 30], [90, 80, 120], (40, 3)) * np.array([1, 1, side])
-            deep = spots[self.thorax.lung(_columns(spots), side) < -14]
+            deep = spots[self.thorax.lung(columns(spots), side) < -14]
             if len(deep):
                 semi_axes = rng.uniform(3.5, 11) * rng.uniform(0.8, 1.2, 3)
                 self.blob(deep[0], semi_axes, rng.uniform(0.25, 0.55))
 
-    def _block_artery(self, side: int) -> None:
+    def _block_artery(self, side: int, arteries: Array) -> None:
         """Leave a clot in one branch of the arteries in an eighth of the lungs."""
         tree, rng = self.artery_trees[side], self.lesion_rng
         wide = np.flatnonzero((tree.radii > 2.6) & (tree.radii < 6.5) & (tree.parents > 0))
@@ -288,29 +238,27 @@ class _Painter:
             ends = tree.nodes[[tree.parents[node], node]].astype(np.float32)
             clot = np.zeros(self.grid.shape, np.float32)
             draw_tubes(clot, self.grid, ends[:1], ends[1:], np.array([0.8 * tree.radii[node]], np.float32))
-            self.put(clot, 0.22)
+            self.put(clot * arteries, 0.22)
 
     def paint_heart(self) -> None:
+        """Pericardial fat, muscle and the four chambers."""
         blood, rng = self.blood, self.rng
         h = self.grid.voxel
         self.put(cover(self.thorax.heart(self.p) + 1, h), self.fat * np.float32(0.75))
         wall = rng.uniform(0.22, 0.32)
         tilt = rng.normal(0, 0.06, 3)
-        left = _axes((0.5 + tilt[0], -0.5 + tilt[1], 0.7 + tilt[2]), (0.7, 0.7, 0.0))
+        left = make_axes((0.5 + tilt[0], -0.5 + tilt[1], 0.7 + tilt[2]), (0.7, 0.7, 0.0))
         size = rng.uniform(0.9, 1.06)
-        self.blob((30, -40, 2), (25 * size, 22 * size, 40 * size), wall, _axes((0.9, 0.2, -0.35), (0.0, 0.9, 0.35)))
-        self.blob(
-            (30, -40, 2),
-            (22 * size, 19 * size, 37 * size),
-            blood["right heart"],
-            _axes((0.9, 0.2, -0.35), (0.0, 0.9, 0.35)),
-        )
+        right = make_axes((0.9, 0.2, -0.35), (0.0, 0.9, 0.35))
+        self.blob((30, -40, 2), (25 * size, 22 * size, 40 * size), wall, right)
+        self.blob((30, -40, 2), (22 * size, 19 * size, 37 * size), blood["right heart"], right)
         self.blob((24, -14, -30), (29 * size, 22 * size, 19 * size), blood["right heart"] * 0.97)
         self.blob((38, -18, 42), (46 * size, 31 * size, 29 * size), wall, left)
         self.blob((35, -15, 38), (37 * size, 19 * size, 17.5 * size), blood["left heart"], left)
         self.blob((8, 14, 6), (17 * size, 16 * size, 27 * size), 0.5 * (blood["left heart"] + blood["vein"]))
 
     def paint_great_vessels(self) -> None:
+        """Aorta, venae cavae, pulmonary trunk and veins, airways and esophagus."""
         blood, shade = self.blood, 1 + np.float32(0.03) * self.fine
         self.put(self.tubes([chest.ESOPHAGUS]), 0.24)
         upper = self.tubes([*chest.UPPER_VEINS, chest.SVC])
@@ -320,47 +268,24 @@ class _Painter:
         self.put(veins, np.float32(blood["vein"]) * shade)
         lungs = self.tubes([chest.PULMONARY_TRUNK, *chest.PULMONARY_ARTERIES.values()])
         self.put(lungs, np.float32(blood["artery"]) * shade)
-        airways = self._curves([chest.TRACHEA, *chest.BRONCHI.values()])
-        self.put(self._draw(airways, 2.0), 0.2)
-        self.put(self._draw(airways), 0.01)
+        airways = self.curves([chest.TRACHEA, *chest.BRONCHI.values()])
+        self.put(self.draw(airways, 2.0), 0.2)
+        self.put(self.draw(airways), 0.01)
         self.put(self.tubes([chest.AORTA, *chest.ARCH_BRANCHES]), np.float32(blood["aorta"]) * shade)
 
-    def finish(self) -> np.typing.NDArray[np.complex64]:
+    def finish(self) -> Complex:
         """Shade by slab profile and transmit field, and give the image its phase."""
         rng, (z, y, x) = self.phase_rng, self.grid.points
         edge = np.clip((178 - np.abs(z)) / 26, 0, 1)
         shade = edge * edge * (3 - 2 * edge) * (1 + 0.06 * np.tanh(self.coarse))
         slope, bend = rng.uniform(-1.2, 1.2, 3), rng.uniform(-1.0, 1.0, 3)
-        phase = sum(
-            (np.float32(s) + np.float32(b) * (p / 180)) * (p / 180)
-            for s, b, p in zip(slope, bend, (z, y, x), strict=True)
-        )
-        phase = phase + np.float32(0.25) * self.coarse + np.float32(rng.uniform(-3, 3))
+        phase = np.float32(0.25) * self.coarse
+        for s, b, p in zip(slope.astype(np.float32), bend.astype(np.float32), (z, y, x), strict=True):
+            phase = phase + (s + b * (p / 180)) * (p / 180)
+        phase = phase + np.float32(rng.uniform(-3, 3))
         place, width = rng.uniform([20, -50, -60], [90, 50, 60]), rng.uniform(24, 40)
         away = ((z - place[0]) ** 2 + (y - place[1]) ** 2 + (x - place[2]) ** 2) / np.float32(2 * width**2)
         phase = phase + np.float32(rng.uniform(-1.2, 1.2)) * np.exp(-away)
         magnitude = self.image * shade * self.body
-        return (magnitude * (np.cos(phase) + 1j * np.sin(phase))).astype(np.complex64)
-
-
-def _columns(spots: Floats) -> Points:
-    columns: Points = (spots[:, 0], spots[:, 1], spots[:, 2])  # type: ignore[assignment]
-    return columns
-
-
-def _axes(first: Sequence[float], second: Sequence[float]) -> Floats:
-    """Return three orthonormal rows (z, y, x): along ``first``, near ``second``, and across both."""
-    a = np.array(first, np.float64) / np.linalg.norm(first)
-    b = np.array(second, np.float64) - np.dot(second, a) * a
-    b /= np.linalg.norm(b)
-    return np.stack([a, b, np.cross(a, b)])
-
-
-def _smooth_curve(points: Floats, n_between: int = 6) -> Floats:
-    """Return a Catmull-Rom curve through rows of ``points``."""
-    padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
-    t = np.linspace(0, 1, n_between, endpoint=False)[None, :, None]
-    a, b, c, d = (padded[i : len(padded) - 3 + i, None] for i in range(4))
-    curve = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
-    result: Floats = np.concatenate([curve.reshape(-1, points.shape[1]), points[-1:]])
-    return result
+        result: Complex = (magnitude * (np.cos(phase) + 1j * np.sin(phase))).astype(np.complex64)
+        return result

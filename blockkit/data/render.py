@@ -11,9 +11,16 @@ from blockkit.checks import Shape3
 from blockkit.physics.coils import FOV_MM
 
 Array = NDArray[Any]
+Floats = NDArray[np.float64]
 Complex = NDArray[np.complex64]
 Points = tuple[Array, Array, Array]
 """Coordinates z, y, x in mm: three arrays that broadcast against each other."""
+
+Row = Sequence[float] | Floats
+"""Three numbers in the order z, y, x."""
+
+Line = Sequence[tuple[float, float, float, float]]
+"""Points of a vessel's centerline: z, y, x, radius, in mm."""
 
 _RENDER_MM = 4.0
 _MOST_SUBVOXELS = 12
@@ -76,7 +83,8 @@ def pool(values: Complex, factors: Shape3) -> Complex:
 
 def cover(distance: Array, width: float) -> Array:
     """Return the part of each voxel inside a surface, from the signed distance in mm, negative inside."""
-    return np.clip(0.5 - distance / np.float32(width), 0, 1, dtype=np.float32)
+    part: Array = np.clip(0.5 - distance / np.float32(width), 0, 1, dtype=np.float32)
+    return part
 
 
 def smooth_max(a: Array, b: Array, width: float) -> Array:
@@ -86,7 +94,7 @@ def smooth_max(a: Array, b: Array, width: float) -> Array:
     return result
 
 
-def ellipsoid(points: Points, center: Sequence[float], semi_axes: Sequence[float]) -> Array:
+def ellipsoid(points: Points, center: Row, semi_axes: Row) -> Array:
     """Return the first-order signed distance in mm to an ellipsoid along the axes."""
     scaled = [(p - np.float32(c)) / np.float32(a) for p, c, a in zip(points, center, semi_axes, strict=True)]
     radius = np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2)
@@ -100,7 +108,7 @@ def random_waves(grid: Grid, rng: np.random.Generator, n_waves: int, wavelength:
     """Return a smooth random field of unit variance: waves of random direction and phase, wavelengths in mm."""
     directions = rng.normal(size=(n_waves, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    length = np.exp(rng.uniform(*np.log(wavelength), size=(n_waves, 1)))
+    length = np.exp(rng.uniform(np.log(wavelength[0]), np.log(wavelength[1]), size=(n_waves, 1)))
     wave_vectors, phases = 2 * np.pi * directions / length, rng.uniform(0, 2 * np.pi, n_waves)
     total = np.zeros(grid.shape, np.float32)
     for (kz, ky, kx), phase in zip(wave_vectors, phases, strict=True):

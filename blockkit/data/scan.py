@@ -122,8 +122,8 @@ def simulate_scan(
     Parameters
     ----------
     volume
-        The truth, complex, shape ``(z, y, x)``, on a grid at least 1.5 times finer than ``image_shape`` along each axis,
-        over the field of view of :func:`pulmonary_phantom`.
+        The truth, complex, shape ``(z, y, x)``, at least 1.5 times finer than ``image_shape`` along each axis, over the
+        field of view of :func:`pulmonary_phantom`.
     image_shape
         Shape ``(z, y, x)`` of the image to reconstruct. None means that of ``volume``, and warns.
     n_coils, n_spokes
@@ -189,7 +189,8 @@ def limit_band(volume: Tensor, image_shape: Sequence[int]) -> Tensor:
         k = torch.arange(n, device=volume.device) - n // 2
         radius = radius[..., None] + (2 * k / n) ** 2
     spectrum = spectrum * (radius <= 1 + 1e-6)
-    return torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(spectrum), norm="forward"))
+    image: Tensor = torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(spectrum), norm="forward"))
+    return image
 
 
 def _check_truth(volume: Tensor, image_shape: Sequence[int] | None) -> Shape3:
@@ -205,8 +206,8 @@ def _check_truth(volume: Tensor, image_shape: Sequence[int] | None) -> Shape3:
         )
     if any(ratio < 1.5 for ratio in ratios):
         warnings.warn(
-            f"Inverse crime: volume has shape {tuple(volume.shape)}, less than 1.5 times finer than image_shape {shape}, "
-            "so the data are simulated with almost the operator that inverts them. "
+            f"Inverse crime: volume has shape {tuple(volume.shape)}, less than 1.5 times finer than image_shape "
+            f"{shape}, so the data are simulated with almost the operator that inverts them. "
             f"Pass a volume of at least {tuple(-(-3 * n // 2) if n > 1 else 1 for n in shape)}.",
             stacklevel=3,
         )

@@ -5,37 +5,34 @@ patient's left. Functions take ``(z, y, x)``, arrays that broadcast, and return 
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from blockkit.data.render import Array, Points, ellipsoid, smooth_max
-
-Floats = NDArray[np.float64]
+from blockkit.data.render import Array, Floats, Line, Points, ellipsoid, smooth_max
 
 # centerlines of the great vessels and airways: (z, y, x, radius) in mm
-AORTA = [
+AORTA: Line = [
     (14, -20, 6, 14), (-20, -27, -12, 15), (-52, -23, -17, 14.5), (-76, -5, -4, 13.5), (-81, 16, 14, 13),
     (-62, 36, 26, 12.5), (-20, 43, 28, 12), (60, 45, 20, 11), (180, 46, 4, 9.5),
 ]  # fmt: skip
-ARCH_BRANCHES = [
+ARCH_BRANCHES: list[Line] = [
     [(-80, -8, -6, 6.5), (-110, -6, -18, 6), (-145, -2, -26, 5), (-182, -2, -30, 4.5)],
     [(-82, 2, 6, 4.5), (-120, 4, 18, 4), (-182, 0, 28, 4)],
     [(-80, 14, 14, 5.5), (-112, 18, 24, 5.5), (-130, 10, 48, 5), (-128, 0, 96, 4.5)],
     [(-112, -6, -19, 5), (-130, 4, -46, 5), (-128, 0, -96, 4.5)],
 ]
-PULMONARY_TRUNK = [(16, -42, 10, 13), (-14, -38, 17, 13.5), (-36, -20, 16, 13)]
-PULMONARY_ARTERIES = {
+PULMONARY_TRUNK: Line = [(16, -42, 10, 13), (-14, -38, 17, 13.5), (-36, -20, 16, 13)]
+PULMONARY_ARTERIES: dict[int, Line] = {
     -1: [(-34, -20, 15, 11), (-38, -4, -8, 10.5), (-36, 3, -28, 10), (-33, 6, -42, 9)],
     1: [(-34, -20, 15, 11), (-47, 2, 26, 10.5), (-46, 14, 36, 10), (-41, 18, 46, 9)],
 }
-PULMONARY_VEINS = {
+PULMONARY_VEINS: dict[tuple[int, int], Line] = {
     (-1, 0): [(4, 14, -14, 8), (-4, 6, -32, 7.5), (-12, 0, -46, 7)],
     (-1, 1): [(12, 18, -14, 8), (17, 22, -32, 7.5), (20, 26, -46, 7)],
     (1, 0): [(2, 14, 24, 8), (-8, 6, 38, 7.5), (-16, 0, 50, 7)],
     (1, 1): [(10, 20, 24, 8), (14, 25, 38, 7.5), (18, 28, 48, 7)],
 }
-SVC = [(-106, -12, -36, 8.5), (-70, -6, -39, 9.5), (-30, -4, -38, 10), (14, -8, -34, 11)]
-IVC = [(34, -4, -30, 11), (60, 4, -27, 11), (100, 14, -23, 10.5), (180, 22, -20, 10)]
-UPPER_VEINS = [
+SVC: Line = [(-106, -12, -36, 8.5), (-70, -6, -39, 9.5), (-30, -4, -38, 10), (14, -8, -34, 11)]
+IVC: Line = [(34, -4, -30, 11), (60, 4, -27, 11), (100, 14, -23, 10.5), (180, 22, -20, 10)]
+UPPER_VEINS: list[Line] = [
     [(-112, -8, -122, 4.5), (-124, -20, -92, 5.5), (-132, -28, -62, 6), (-120, -22, -43, 7), (-100, -11, -36, 8)],
     [
         (-112, -10, 122, 4.5),
@@ -48,12 +45,12 @@ UPPER_VEINS = [
     [(-182, -2, -40, 5.5), (-150, -10, -44, 5.5), (-122, -23, -44, 6)],
     [(-182, -2, 40, 5), (-152, -12, 44, 5), (-128, -29, 52, 6)],
 ]
-TRACHEA = [(-182, 4, 0, 8.5), (-110, 16, 1, 8.5), (-50, 25, 2, 8.5)]
-BRONCHI = {
+TRACHEA: Line = [(-182, 4, 0, 8.5), (-110, 16, 1, 8.5), (-50, 25, 2, 8.5)]
+BRONCHI: dict[int, Line] = {
     -1: [(-52, 25, 1, 7), (-40, 21, -22, 6.5), (-30, 18, -42, 5.5)],
     1: [(-52, 25, 3, 6.5), (-37, 22, 26, 6), (-25, 19, 46, 5)],
 }
-ESOPHAGUS = [(-182, 24, 3, 6), (-60, 42, 6, 6), (20, 40, 10, 6), (80, 34, 22, 6)]
+ESOPHAGUS: Line = [(-182, 24, 3, 6), (-60, 42, 6, 6), (20, 40, 10, 6), (80, 34, 22, 6)]
 
 
 class Thorax:
@@ -95,7 +92,7 @@ class Thorax:
         """Take positions (point, 3) in the standard chest to the scanner: the inverse of :meth:`warp`."""
         found = nodes.astype(np.float64)
         for _ in range(12):
-            found = found + nodes - np.stack(self.warp((found[:, 0], found[:, 1], found[:, 2])), axis=1)  # type: ignore[arg-type]
+            found = found + nodes - np.stack(self.warp((found[:, 0], found[:, 1], found[:, 2])), axis=1)
         return found
 
     def body(self, points: Points) -> Array:

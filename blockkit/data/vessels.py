@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from blockkit.data.render import Array, Grid, draw_tubes
-
-Floats = NDArray[np.float64]
+from blockkit.data.render import Array, Floats, Grid, draw_tubes
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A scan: k-space with all that is needed to reconstruct it; and how to simulate one."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from blockkit.checks import (
     check_shape3,
     check_tensor,
 )
+from blockkit.data.formats import ScanFileError, check_voxel_size, read_scan_file, write_scan_file
 from blockkit.data.render import voxel_size_mm
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import NUFFT
@@ -62,10 +64,7 @@ class Scan:
                 _check_dtype(value, name)
                 check_finite(value, name)
         self._check_shapes()
-        sizes = tuple(float(v) for v in self.voxel_size)
-        if len(sizes) != 3 or not all(0 < v < float("inf") for v in sizes):
-            raise ValueError(f"voxel_size is {self.voxel_size}, expected three positive numbers (z, y, x) in mm.")
-        object.__setattr__(self, "voxel_size", sizes)
+        object.__setattr__(self, "voxel_size", check_voxel_size(self.voxel_size))
 
     def _check_shapes(self) -> None:
         kspace, trajectory, maps = tuple(self.kspace.shape), tuple(self.trajectory.shape), tuple(self.maps.shape)
@@ -97,11 +96,44 @@ class Scan:
         """Number of coils."""
         return int(self.maps.shape[0])
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the scan to an HDF5 file, by custom ``.h5``; an older file is replaced once the new one is whole."""
+        arrays = {name: getattr(self, name) for name in ("kspace", "trajectory", "maps", "reference")}
+        known = {name: a.detach().cpu().resolve_conj().numpy() for name, a in arrays.items() if a is not None}
+        write_scan_file(path, known, self.voxel_size)
+
     def __repr__(self) -> str:
         return (
             f"Scan(image_shape={self.image_shape}, n_coils={self.n_coils}, n_samples={self.kspace.shape[1]}, "
             f"reference={'yes' if self.reference is not None else 'no'})"
         )
+
+
+def load_scan(path: str | os.PathLike[str]) -> Scan:
+    """Read a scan that :meth:`Scan.save` wrote.
+
+    Parameters
+    ----------
+    path
+        The HDF5 file; :mod:`blockkit.data.formats` says what is in it.
+
+    Returns
+    -------
+    Scan
+        With all arrays in memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ScanFileError
+        If the file is cut short, is not HDF5, lacks something, or holds arrays that do not fit or are not finite.
+    """
+    arrays, voxel_size = read_scan_file(path)
+    try:
+        return Scan(**{name: torch.from_numpy(a) for name, a in arrays.items()}, voxel_size=voxel_size)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ScanFileError(f"'{os.fspath(path)}' holds a scan that does not fit together: {error}") from error
 
 
 def simulate_scan(

@@ -65,7 +65,7 @@ def simulate_maps(n_coils: int, image_shape: Sequence[int], *, seed: int = 0) ->
     fields = np.stack([_transverse_field(points, *loop) for loop in _place_loops(n_coils, rng)])
     maps = _interpolate(fields, shape)
     maps /= torch.linalg.vector_norm(maps, dim=0).clamp_min(1e-12)
-    return maps.to(torch.complex64)
+    return maps
 
 
 def _place_loops(n_coils: int, rng: np.random.Generator) -> list[tuple[Array, Array, complex]]:
@@ -104,7 +104,7 @@ def _smooth_phase(points: Array, rng: np.random.Generator) -> NDArray[np.complex
 
 def _interpolate(values: NDArray[np.complex128], shape: Shape3) -> Tensor:
     """Evaluate on a grid of ``shape`` the polynomial through ``values`` (coil, node) at the Chebyshev nodes."""
-    result = torch.from_numpy(values).reshape(-1, *_N_NODES)
+    result = torch.from_numpy(values.astype(np.complex64)).reshape(-1, *_N_NODES)
     for axis, (n, n_nodes) in enumerate(zip(shape, _N_NODES, strict=True), start=1):
         place = 2 * (np.arange(n) - n // 2) / n
         to_grid = chebyshev.chebvander(place, n_nodes - 1) @ np.linalg.inv(

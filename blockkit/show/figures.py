@@ -148,7 +148,7 @@ def plot_blocks(
     for lines, i in ((ax.axhline, row), (ax.axvline, column)):
         for edge in range(blocks[i], shape[i], blocks[i]):
             lines(edge - 0.5, color="#56B4E9", linewidth=0.9)
-    marked = [n // (2 * b) for n, b in zip(shape, blocks, strict=True)] if block is None else [int(i) for i in block]
+    marked = _check_block(block, [-(-n // b) for n, b in zip(shape, blocks, strict=True)])
     starts = [i * b for i, b in zip(marked, blocks, strict=True)]
     ends = [min(s + b, n) for s, b, n in zip(starts, blocks, shape, strict=True)]
     _box(ax, [starts[i] for i in (row, column)], [ends[i] for i in (row, column)], "#E69F00", "-", "block")
@@ -159,6 +159,15 @@ def plot_blocks(
     ax.set_title(f"{' x '.join(map(str, shape))} voxels in blocks of {' x '.join(map(str, blocks))}", fontsize=10)
     ax.legend(loc="lower right", fontsize=8, framealpha=0.85)
     return figure
+
+
+def _check_block(block: Sequence[int] | None, n_blocks: list[int]) -> list[int]:
+    chosen = [n // 2 for n in n_blocks] if block is None else [int(i) for i in block]
+    if len(chosen) != 3 or not all(0 <= i < n for i, n in zip(chosen, n_blocks, strict=False)):
+        raise ValueError(
+            f"block is {block!r}, expected (z, y, x) in a grid of {' x '.join(map(str, n_blocks))} blocks."
+        )
+    return chosen
 
 
 def captions(volumes: Mapping[str, Volume]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.category import StrCategoryFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator
 from numpy.typing import ArrayLike, NDArray
 from traitlets import Unicode
 
@@ -117,8 +117,8 @@ def _same_number(old: str, new: str) -> bool:
     a, b = (Decimal(text.replace("\u2212", "-")) for text in (old, new))
     if not any(mark in old + new for mark in ".eE"):
         return a == b
-    unit = max(Decimal(1).scaleb(int(number.as_tuple().exponent)) for number in (a, b))
-    return abs(a - b) <= unit
+    units = [Decimal(1).scaleb(int(number.as_tuple().exponent)) for number in (a, b)]
+    return abs(a - b) <= min(units) * (1 if units[0] == units[1] else 2)
 
 
 def _text_moved(old: str, new: str, _tolerance: float) -> str:
@@ -199,8 +199,8 @@ def _axis_of(axes: Axes) -> dict[str, Axis]:
 
 
 def _tick_names(axis: Axis) -> str:
-    named = isinstance(axis.get_major_formatter(), FixedFormatter | StrCategoryFormatter)
-    if not named or isinstance(axis.get_major_formatter(), NullFormatter):
+    formatter = axis.get_major_formatter()
+    if not isinstance(axis.get_major_locator(), FixedLocator) and not isinstance(formatter, StrCategoryFormatter):
         return ""
     return " | ".join(label.get_text() for label in axis.get_ticklabels())
 

@@ -90,7 +90,9 @@ def draw(rows: list[list[Panel]], part: Part, *, width: float | None = None) -> 
         for ax in axes_row[len(row) :]:
             ax.set_visible(False)
     for kind, image in sorted(bars.items()):
-        bar = figure.colorbar(image, ax=grid, fraction=0.05, pad=0.01, aspect=14 * sum(heights), shrink=0.9)
+        bar = figure.colorbar(
+            image, ax=grid, fraction=0.05, pad=0.01, aspect=14 * sum(heights), shrink=0.9, panchor=False
+        )
         bar.set_label(BAR_LABELS.get("error" if kind == "error" else part, f"{part} (a.u.)"), fontsize=8)
         bar.ax.tick_params(labelsize=7)
         bar.outline.set_linewidth(0.5)

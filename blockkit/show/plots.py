@@ -90,11 +90,14 @@ def plot_bars(
     figure, ax = _axes("", ylabel, "y" if log else "", title, size=(max(3.6, 1.5 + 1.15 * len(labels)), 3.4))
     base = np.zeros(len(labels))
     for i, (name, part) in enumerate(heights.items()):
-        ax.bar(list(labels), part, bottom=base, width=0.62, color=PALETTE[i % len(PALETTE)], label=name or None)
+        ax.bar(
+            np.arange(len(labels)), part, bottom=base, width=0.62, color=PALETTE[i % len(PALETTE)], label=name or None
+        )
         base = base + part
     for i, top in enumerate(base):
         note = ax.annotate(f"{top:.3g}", (i, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
         note.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6})
+    ax.set_xticks(range(len(labels)), labels)
     ax.margins(y=0.12)
     _limit_line(ax, limit, limit_label)
     ax.tick_params(axis="x", length=0)

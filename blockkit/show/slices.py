@@ -133,7 +133,7 @@ class SliceViewer(widgets.VBox):  # type: ignore[misc]
         return render(
             take_part(plane, "magnitude" if kind == "error" else self.part),
             self._narrowed(name),
-            colors(kind)(np.arange(256), bytes=True)[:, :3],
+            np.rint(colors(kind)(np.arange(256))[:, :3] * 255).astype(np.uint8),
             crosshair=(self.position[row], self.position[column]),
         )
 

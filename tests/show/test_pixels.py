@@ -1,0 +1,175 @@
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from blockkit.show.render import (
+    NAN_COLOR,
+    brightest,
+    check_index,
+    check_volumes,
+    check_voxel_size,
+    encode_png,
+    render,
+    take_part,
+    take_plane,
+    windows,
+)
+
+GREY = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+
+
+def some_volume(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_window_maps_to_the_first_and_the_last_color_and_clips_beyond() -> None:
+    plane = np.array([[-1.0, 0.0, 1.0], [2.0, 3.0, 9.0]])
+    pixels = render(plane, (0.0, 2.0), GREY)
+    assert pixels[..., 0].tolist() == [[0, 0, 128], [255, 255, 255]]
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+
+
+def test_a_nan_is_red_and_leaves_its_neighbors_alone() -> None:
+    plane = np.ones((3, 4))
+    plane[1, 2] = np.nan
+    pixels = render(plane, (0.0, 1.0), GREY)
+    assert tuple(pixels[1, 2]) == NAN_COLOR
+    assert (np.delete(pixels.reshape(-1, 3), 6, axis=0) == 255).all()
+
+
+def test_infinities_are_clipped_like_any_number_out_of_the_window() -> None:
+    assert render(np.array([[np.inf, -np.inf]]), (0.0, 1.0), GREY)[0, :, 0].tolist() == [255, 0]
+
+
+def test_the_crosshair_changes_its_row_and_its_column_only() -> None:
+    plane = np.zeros((5, 7))
+    changed = (render(plane, (0, 1), GREY, crosshair=(1, 4)) != render(plane, (0, 1), GREY)).any(axis=-1)
+    expected = np.zeros((5, 7), bool)
+    expected[1], expected[:, 4] = True, True
+    assert (changed == expected).all()
+
+
+def test_rendering_leaves_the_color_table_and_the_plane_as_they_are() -> None:
+    table, plane = GREY.copy(), np.array([[0.0, np.nan]])
+    render(plane, (0, 1), table, crosshair=(0, 0))
+    assert (table == GREY).all()
+    assert plane[0, 0] == 0
+
+
+def test_an_empty_window_still_gives_a_picture() -> None:
+    assert render(np.full((2, 2), 5.0), (0.0, 0.0), GREY).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (13, 8)])
+def test_a_png_holds_the_pixels(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    data = encode_png(pixels)
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    start = data.index(b"IDAT")
+    length = int.from_bytes(data[start - 4 : start], "big")
+    rows = np.frombuffer(zlib.decompress(data[start + 4 : start + 4 + length]), np.uint8).reshape(shape[0], -1)
+    assert (rows[:, 0] == 0).all()
+    assert (rows[:, 1:].reshape(pixels.shape) == pixels).all()
+    assert data[start + 4 + length : start + 8 + length] == zlib.crc32(data[start : start + 4 + length]).to_bytes(
+        4, "big"
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_plane_is_the_same_from_torch_and_from_numpy(axis: int) -> None:
+    volume = some_volume((3, 4, 5))
+    expected = volume.numpy().take(2, axis=axis)
+    assert (take_plane(volume, axis, 2) == expected).all()
+    assert (take_plane(volume.numpy(), axis, 2) == expected).all()
+
+
+def test_a_conjugated_view_shows_its_conjugate() -> None:
+    volume = some_volume((3, 4, 5))
+    assert np.allclose(take_part(take_plane(volume.conj(), 0, 1), "phase"), -np.angle(volume[1].numpy()))
+
+
+def test_a_plane_of_a_numpy_volume_is_a_view() -> None:
+    volume = np.zeros((3, 4, 5))
+    assert np.shares_memory(take_plane(volume, 1, 2), volume)
+
+
+@pytest.mark.parametrize("part", ["magnitude", "phase", "real", "imaginary"])
+def test_each_part_of_complex_numbers_is_what_its_name_says(part: str) -> None:
+    values = np.array([3 + 4j, -1j], dtype=np.complex64)
+    expected = {"magnitude": [5, 1], "phase": [np.arctan2(4, 3), -np.pi / 2], "real": [3, 0], "imaginary": [4, -1]}
+    assert np.allclose(take_part(values, part), expected[part])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.bool_, np.float16, np.float64])
+def test_whole_and_real_numbers_are_shown_by_magnitude(dtype: type) -> None:
+    volume = np.ones((2, 3, 4), dtype=dtype)
+    assert brightest(volume) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int16, torch.bool])
+def test_torch_types_that_numpy_lacks_are_shown_too(dtype: torch.dtype) -> None:
+    assert (take_plane(torch.ones(2, 3, 4).to(dtype), 0, 1) == 1).all()
+
+
+def test_the_most_negative_whole_number_does_not_overflow() -> None:
+    assert brightest(np.full((2, 2, 2), -128, dtype=np.int8)) == 128.0
+
+
+def test_one_hot_voxel_does_not_darken_the_picture_by_more_than_ten() -> None:
+    volume = np.ones((20, 20, 20))
+    volume[3, 4, 5] = 1000
+    assert brightest(volume) == 100.0
+
+
+def test_the_reference_sets_the_window_of_all_images_but_not_of_the_errors() -> None:
+    one = np.ones((4, 5, 6))
+    levels = windows({"a": 3 * one, "reference": 2 * one, "error of a": 0.1 * one, "error of b": 0.2 * one})
+    assert levels["a"] == levels["reference"] == (0.0, 2.0)
+    assert levels["error of a"] == levels["error of b"] == (0.0, pytest.approx(0.2))
+
+
+def test_signed_parts_get_a_symmetric_window_and_phase_a_full_turn() -> None:
+    volumes = {"a": np.full((2, 2, 2), -3.0), "error": np.ones((2, 2, 2))}
+    assert windows(volumes, "real")["a"] == (-3.0, 3.0)
+    assert windows(volumes, "phase") == {"a": (-np.pi, np.pi), "error": (0.0, 1.0)}
+
+
+def test_a_volume_of_zeros_or_nan_gets_a_window_too() -> None:
+    assert windows({"a": np.zeros((2, 2, 2)), "b": np.full((2, 2, 2), np.nan)})["a"] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "error", "words"),
+    [
+        ({}, ValueError, "0 entries"),
+        (np.ones((2, 2, 2)), TypeError, "expected a dict"),
+        ({"a": [1, 2]}, TypeError, "'a'.*list"),
+        ({"a": np.ones((4, 5))}, ValueError, r"volume\[None\]"),
+        ({"a": np.ones((1, 4, 5, 6))}, ValueError, r"volume\[0\]"),
+        ({"a": np.ones((4, 0, 6))}, ValueError, "no voxel"),
+        ({"a": np.ones((4, 5, 6)), "b": np.ones((4, 6, 5))}, ValueError, "'b'.*one shape"),
+        ({"a": np.array([[["x"]]])}, TypeError, "dtype"),
+        ({str(i): np.ones((2, 2, 2)) for i in range(9)}, ValueError, "9 entries"),
+    ],
+)
+def test_unfit_volumes_are_refused_with_a_hint(volumes: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        check_volumes(volumes)  # type: ignore[arg-type]
+
+
+def test_an_index_counts_from_the_end_when_negative_and_stays_inside() -> None:
+    assert check_index(None, (5, 6, 7)) == (2, 3, 3)
+    assert check_index(-1, (5, 6, 7), "y") == (2, 5, 3)
+    assert check_index((0, -6, 6), (5, 6, 7)) == (0, 0, 6)
+    with pytest.raises(ValueError, match="along y is 6, expected 0 to 5"):
+        check_index((0, 6, 0), (5, 6, 7))
+    with pytest.raises(ValueError, match="expected one, or three"):
+        check_index((1, 2), (5, 6, 7))
+
+
+@pytest.mark.parametrize("size", [0, -1.0, (1, 2), (1, 1, np.nan), (1, 0, 1)])
+def test_a_voxel_without_extent_is_refused(size: object) -> None:
+    with pytest.raises(ValueError, match="voxel_size"):
+        check_voxel_size(size)  # type: ignore[arg-type]

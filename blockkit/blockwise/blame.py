@@ -80,8 +80,8 @@ def position(events: list[Event], axis: str) -> str:
             return f"{_name(event)} {_ADVICE[kind]}. {_NEVER} (Seen along {axis}.)"
     return (
         f"The network's answer along {axis} depends on the place in the volume, not only on what is around it: a "
-        f"window gives other values than the whole volume. {_NEVER} Look for coordinates, position codes, a map of fixed "
-        "size, or a resampling whose factor is not the same for every size."
+        f"window gives other values than the whole volume. {_NEVER} Look for coordinates, position codes, a map "
+        "of fixed size, or a resampling whose factor is not the same for every size."
     )
 
 
@@ -89,7 +89,7 @@ def size(where: str, shape: tuple[int, ...], least: int, error: Exception) -> st
     """Return the message for a network that does not run on another size."""
     return (
         f"{where} runs on ({least}, {least}, {least}) voxels but not on {shape}: {error}. A network for blocks must "
-        "take volumes of any size, at least in multiples of its stride: are there weights or a position map of fixed size?"
+        "take volumes of any size, at least in multiples of its stride: is there a map of fixed size in it?"
     )
 
 

@@ -115,6 +115,10 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result: Tensor = network(x)
         return result
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or else the first operation imports PyTorch's compiler: seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op, self._text = func.overloadpacket.__name__, ""
         handler = _HANDLERS.get(op)
@@ -175,9 +179,9 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             .sum(2)
             .flatten(0, 1)[:, None]
         )
-        kernel = torch.ones(1, 1, *kernel_shape, dtype=x.dtype)
+        kernel = torch.ones(1, 1, *kernel_shape, dtype=x.dtype, device=x.device)
         for i, k in enumerate(kernel_shape):
-            taps = 1 + 0.4 * torch.sin(1.7 * torch.arange(k, dtype=torch.float64) + 0.3 + i)
+            taps = 1 + 0.4 * torch.sin(1.7 * torch.arange(k, dtype=torch.float64, device=x.device) + 0.3 + i)
             scale = (stride[i] if transposed else 1) / float(taps.sum())
             kernel = kernel * (scale * taps).to(kernel.dtype).reshape(-1, *[1] * (n - 1 - i))
         edges = self.edges(x, n)
@@ -326,8 +330,9 @@ def _each(value: Any, n: int) -> list[int]:
 
 def _ramp(size: int, like: Tensor, n_axes: int, axis: int, scale: float) -> Tensor:
     """Return positive weights around ``scale``, all different."""
-    weights = scale * torch.linspace(0.7, 1.3, size, dtype=like.dtype) if size > 1 else torch.full((1,), scale)
-    return weights.to(like.dtype).reshape([size if i == axis else 1 for i in range(n_axes)])
+    weights = scale * torch.linspace(0.7, 1.3, size, dtype=like.dtype, device=like.device)
+    weights = weights if size > 1 else torch.full_like(weights, scale)
+    return weights.reshape([size if i == axis else 1 for i in range(n_axes)])
 
 
 def _pad_nan(x: Tensor, margins: list[int]) -> Tensor:

@@ -12,13 +12,13 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from blockkit.blockwise import blame
 from blockkit.blockwise.probe import Probe, Watch, growing_axes, total_stride, understood
@@ -82,10 +82,10 @@ def reach(network: nn.Module, *, n_channels: int | None = None) -> Reach:
     known = _cache.get(network)
     if known and known[0] == _signature(network, known[1], n_channels):
         return known[2]
-    twin = _twin(network)
-    before = _settings(twin)
-    with warnings.catch_warnings():
+    with _disable_current_modes(), warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore")
+        twin = _twin(network)
+        before = _settings(twin)
         result = _Prober(twin, n_channels).reach()
     after = _settings(twin)
     counters = frozenset(name for name in before if before[name] != after.get(name))
@@ -122,7 +122,7 @@ class _Prober:
 
     def _find_door(self, n_channels: int | None) -> tuple[int, int]:
         """Find a number of channels and the least size of a cube that the network takes."""
-        channels = list(_likely_channels(self.twin)) if n_channels is None else [n_channels]
+        channels = _likely_channels(self.twin) if n_channels is None else [n_channels]
         problem = ""
         for size, count in product(_SIZES, channels):
             x = _positive((2, count, size, size, size))
@@ -293,7 +293,7 @@ def _twin(network: nn.Module) -> nn.Module:
         raise ValueError(
             f"The network cannot be copied to be probed: {error}. Remove what copy.deepcopy cannot copy, or give halo=."
         ) from error
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     for parameter in twin.parameters():
         if parameter.is_floating_point() and parameter.numel():
             scale = 1 / parameter[0].numel() if parameter.ndim > 1 else 1.0
@@ -303,7 +303,7 @@ def _twin(network: nn.Module) -> nn.Module:
 
 def _positive(shape: tuple[int, ...]) -> Tensor:
     """Return random numbers between 0.5 and 1.5, always the same."""
-    return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
+    return torch.rand(shape, dtype=torch.float64, device="cpu", generator=torch.Generator("cpu").manual_seed(0)) + 0.5
 
 
 def _shape_problem(x: Tensor, y: Tensor) -> str:
@@ -313,13 +313,12 @@ def _shape_problem(x: Tensor, y: Tensor) -> str:
     )
 
 
-def _likely_channels(network: nn.Module) -> Iterator[int]:
+def _likely_channels(network: nn.Module) -> list[int]:
     """Guess what the first layer takes; before it there may be a space-to-depth."""
-    first = [
-        module.in_channels for module in network.modules() if isinstance(getattr(module, "in_channels", None), int)
-    ]
-    guesses = [n // f for n in first[:1] for f in (1, 8, 4, 2, 27, 64) if n % f == 0]
-    yield from dict.fromkeys((*guesses, 2, 1, *first[1:], 3, 4, 8, 16))
+    taken = [vars(module).get("in_channels") for module in network.modules()]
+    first = [n for n in taken if isinstance(n, int) and n > 0]
+    before = [n // factor for n in first[:1] for factor in (1, 8, 4, 2, 27, 64) if n % factor == 0]
+    return list(dict.fromkeys((*before, 2, 1, *first[1:], 3, 4, 8, 16)))
 
 
 def _settings(network: nn.Module) -> dict[str, object]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockkit.checks import check_shape3
+from blockkit.checks import check_count, check_shape3
 from blockkit.data import thorax as chest
 from blockkit.data.painter import Painter, columns, make_axes
 from blockkit.data.render import (
@@ -50,7 +50,7 @@ def pulmonary_phantom(image_shape: Sequence[int], *, seed: int = 0) -> Tensor:
     Raises
     ------
     ValueError
-        If ``image_shape`` is not three whole numbers of at least 1.
+        If ``image_shape`` is not three whole numbers of at least 1, or ``seed`` is negative.
 
     References
     ----------
@@ -58,7 +58,7 @@ def pulmonary_phantom(image_shape: Sequence[int], *, seed: int = 0) -> Tensor:
        Annals of Biomedical Engineering 28:793-802, 2000 (how the trees fill the lungs).
     """
     grid, factors = make_grid(check_shape3(image_shape))
-    person = _Person(grid, seed)
+    person = _Person(grid, check_count(seed, "seed", 0))
     person.paint_body()
     person.paint_bones()
     person.paint_abdomen()

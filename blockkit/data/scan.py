@@ -174,7 +174,7 @@ def simulate_scan(
     Raises
     ------
     ValueError
-        If ``volume`` is coarser than ``image_shape``, or ``noise`` is negative.
+        If ``volume`` is coarser than ``image_shape``, or ``noise`` or ``seed`` is negative.
 
     Warns
     -----
@@ -190,7 +190,9 @@ def simulate_scan(
     scale = (np.prod(shape) / volume.numel()) ** 0.5
     fine_maps = simulate_maps(n_coils, volume.shape, seed=seed)
     kspace = torch.stack([scale * F.forward(coil_map * volume) for coil_map in fine_maps])
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 0x015E]).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(
+        int(np.random.SeedSequence([check_count(seed, "seed", 0), 0x015E]).generate_state(1)[0])
+    )
     # torch.randn of a complex dtype has the variance 1 in all, a half in each part
     spread = noise * float(kspace.abs().square().mean().sqrt()) * 2**0.5
     kspace = kspace + spread * torch.randn(kspace.shape, dtype=kspace.dtype, generator=generator)

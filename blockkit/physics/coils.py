@@ -50,21 +50,21 @@ def simulate_maps(n_coils: int, image_shape: Sequence[int], *, seed: int = 0) ->
     Raises
     ------
     ValueError
-        If ``n_coils`` or a size is below 1, or ``image_shape`` has not three sizes.
+        If ``n_coils`` or a size is below 1, ``seed`` is negative, or ``image_shape`` has not three sizes.
 
     References
     ----------
     .. [1] Roemer et al., "The NMR phased array", MRM 16:192-225, 1990.
     """
     n_coils, shape = check_count(n_coils, "n_coils"), check_shape3(image_shape)
-    rng = np.random.default_rng([seed, 0xC011])
+    rng = np.random.default_rng([check_count(seed, "seed", 0), 0xC011])
     nodes = [0.5 * fov * chebyshev.chebpts1(n) for fov, n in zip(FOV_MM, _N_NODES, strict=True)]
     points = np.stack(np.meshgrid(*nodes, indexing="ij"), axis=-1).reshape(-1, 3)
     if n_coils == 1:
         return torch.exp(1j * _interpolate(_smooth_phase(points, rng)[None], shape).real).to(torch.complex64)
     fields = np.stack([_transverse_field(points, *loop) for loop in _place_loops(n_coils, rng)])
     maps = _interpolate(fields, shape)
-    maps /= torch.linalg.vector_norm(maps, dim=0).clamp_min(1e-12)
+    maps /= (maps.real.square().sum(dim=0) + maps.imag.square().sum(dim=0)).sqrt().clamp_min(1e-12)
     return maps
 
 
@@ -76,13 +76,15 @@ def _place_loops(n_coils: int, rng: np.random.Generator) -> list[tuple[Array, Ar
         row, place = coil % n_rows, coil // n_rows
         n_in_row = len(range(row, n_coils, n_rows))
         angle = 2 * np.pi * (place + 0.5 * row + rng.uniform(-0.12, 0.12)) / n_in_row + 0.3
-        radius = rng.uniform(90, 110)
+        half_height = (200.0, 120.0, 90.0)[n_rows - 1] * rng.uniform(0.9, 1.1)
+        half_width = float(np.clip(500.0 / n_in_row, 80, 170)) * rng.uniform(0.9, 1.1)
         height = (row - (n_rows - 1) / 2) * 200.0 / max(n_rows - 1, 1) + rng.uniform(-12, 12)
         center = np.array([height, _COIL_CYLINDER_MM[0] * np.sin(angle), _COIL_CYLINDER_MM[1] * np.cos(angle)])
         tangent = np.array([0.0, np.cos(angle + rng.uniform(-0.1, 0.1)), -np.sin(angle)])
         turn = 2 * np.pi * np.arange(_N_WIRES + 1)[:, None] / _N_WIRES
         axis = np.array([1.0, 0.0, 0.0])
-        corners = center + radius * (np.cos(turn) * axis + np.sin(turn) * tangent / np.linalg.norm(tangent))
+        across = tangent / np.linalg.norm(tangent)
+        corners = center + half_height * np.cos(turn) * axis + half_width * np.sin(turn) * across
         loops.append((0.5 * (corners[1:] + corners[:-1]), np.diff(corners, axis=0), np.exp(2j * np.pi * rng.random())))
     return loops
 

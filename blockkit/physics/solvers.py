@@ -126,14 +126,14 @@ def largest_eigenvalue(
 
 
 def fista(
-    gradient: Map,
-    proximal: Map,
+    smooth: Callable[[Tensor], tuple[float, Tensor]],
+    proximal: Callable[[Tensor], tuple[Tensor, float]],
     x0: Tensor,
     *,
     step_size: float,
     n_iterations: int,
     tolerance: float = 0.0,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: Callable[[int, Tensor, float], None] | None = None,
 ) -> Tensor:
     r"""Minimize :math:`f(x) + g(x)`, smooth plus simple, by the fast iterative shrinkage-thresholding algorithm.
 
@@ -143,18 +143,20 @@ def fista(
     Restart: :math:`t` returns to 1 whenever the step :math:`x_k - x_{k-1}` points against the descent,
     :math:`\mathrm{Re}\langle z_k - x_k, x_k - x_{k-1}\rangle > 0` (the gradient scheme of [2]_).
 
-    Stop: the iterates are averaged over windows of ten; the run ends after ``n_iterations``, or once two consecutive
-    averages differ by at most ``tolerance`` times the norm of the last. The average, not one step, is compared because
-    a ``proximal`` with random shifts moves the image a little for ever. ``tolerance=0`` never stops early.
+    Stop: after ``n_iterations``, or once the objective :math:`f(z_k) + g(x_k)`, averaged over twenty iterations, has
+    fallen since the twenty before by no more than ``tolerance`` times its fall since the first iteration. The average
+    is compared, and a rise stops too, because a ``proximal`` with random shifts makes the objective tremble for ever.
 
-    Cost: one ``gradient`` and one ``proximal`` an iteration, about six images of memory, two more with a tolerance.
+    Cost: one ``smooth`` and one ``proximal`` an iteration, about six images of memory.
 
     Parameters
     ----------
-    gradient
-        The map :math:`x \mapsto \nabla f(x)`. It must give a new tensor, which is then overwritten.
+    smooth
+        The map from :math:`x` to :math:`f(x)`, up to a constant, and :math:`\nabla f(x)`. The gradient must be a new
+        tensor, which is then overwritten.
     proximal
-        The map :math:`v \mapsto \arg\min_x \tfrac12\|x - v\|^2 + \tau g(x)`. It may overwrite its argument.
+        The map from :math:`v` to :math:`x = \arg\min_u \tfrac12\|u - v\|^2 + \tau g(u)` and :math:`g(x)`. It may
+        overwrite its argument.
     x0
         The starting point, complex or real, any shape; it is not changed.
     step_size
@@ -162,9 +164,9 @@ def fista(
     n_iterations
         The most iterations.
     tolerance
-        See above. No unit.
+        See above, no unit; 0 never stops early.
     callback
-        Called as ``callback(k, x)`` after iteration ``k = 1, 2, ...``.
+        Called as ``callback(k, x, objective)`` after iteration ``k = 1, 2, ...``.
 
     Returns
     -------
@@ -186,44 +188,32 @@ def fista(
     _check_solver(x0, None, n_iterations, tolerance)
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size is {step_size}, expected a finite number above 0, at most 1 / Lipschitz constant.")
-    settled = _Settled(tolerance) if tolerance > 0 else None
-    x, z, t = x0, x0, 1.0
+    x, z, t, objectives = x0, x0, 1.0, []
     for k in range(1, n_iterations + 1):
-        x_before, x = x, proximal(gradient(z).mul_(-step_size).add_(z))
+        value, gradient = smooth(z)
+        x_before = x
+        x, penalty = proximal(gradient.mul_(-step_size).add_(z))
         change = x - x_before
         if float(_inner(z - x, change)) > 0:
             t = 1.0
         t_before, t = t, 0.5 + math.sqrt(0.25 + t * t)
         z = change.mul_((t_before - 1) / t).add_(x)
+        objectives.append(value + penalty)
+        if not math.isfinite(objectives[-1]):
+            raise ValueError(f"diverged at step_size = {step_size:.3g}: is it above 1 / Lipschitz constant?")
         if callback is not None:
-            callback(k, x)
-        if settled is not None and settled(x):
+            callback(k, x, objectives[-1])
+        if tolerance > 0 and _settled(objectives, tolerance):
             break
-    if not bool(torch.isfinite(torch.linalg.vector_norm(x))):
-        raise ValueError(f"the iteration diverged at step_size = {step_size:.3g}. Is it above 1 / Lipschitz constant?")
     return x
 
 
-class _Settled:
-    """True once the averages of the iterates over two consecutive windows agree."""
-
-    window = 10
-
-    def __init__(self, tolerance: float) -> None:
-        self.tolerance, self.count = tolerance, 0
-        self.total: Tensor | None = None
-        self.total_before: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> bool:
-        self.total = x.clone() if self.total is None else self.total.add_(x)
-        self.count += 1
-        if self.count < self.window:
-            return False
-        before, self.total_before, self.total, self.count = self.total_before, self.total, None, 0
-        if before is None:
-            return False
-        moved = torch.linalg.vector_norm(before.sub_(self.total_before))
-        return bool(moved <= self.tolerance * torch.linalg.vector_norm(self.total_before))
+def _settled(objectives: list[float], tolerance: float, window: int = 20) -> bool:
+    """Tell whether the mean objective of the last window fell by next to nothing since the window before."""
+    if len(objectives) % window or len(objectives) < 2 * window:
+        return False
+    before, now = sum(objectives[-2 * window : -window]) / window, sum(objectives[-window:]) / window
+    return before - now <= tolerance * max(0.0, objectives[0] - now)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -109,15 +109,24 @@ def test_power_iteration_is_seeded_and_gives_zero_for_the_zero_map():
 def lasso(shape, weight):
     normal, x = hermitian_problem(shape, torch.float64)
     b = normal(x)
-    return lambda v: normal(v) - b, lambda v: torch.nn.functional.softshrink(v, weight / 3), x, b
+
+    def smooth(v):
+        image = normal(v)
+        return float((v * (image / 2 - b)).sum()), image - b
+
+    def proximal(v):
+        shrunk = torch.nn.functional.softshrink(v, weight / 3)
+        return shrunk, weight * float(shrunk.abs().sum())
+
+    return smooth, proximal, torch.zeros_like(x)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fista_reaches_the_optimality_conditions_of_the_lasso(shape):
     weight = 0.5
-    gradient, proximal, x, _ = lasso(shape, weight)
-    solution = fista(gradient, proximal, torch.zeros_like(x), step_size=1 / 3, n_iterations=300)
-    slope = gradient(solution)
+    smooth, proximal, zero = lasso(shape, weight)
+    solution = fista(smooth, proximal, zero, step_size=1 / 3, n_iterations=300)
+    slope = smooth(solution)[1]
     active = solution != 0
     torch.testing.assert_close(slope[active], -weight * solution[active].sign(), rtol=1e-9, atol=1e-9)
     assert bool((slope[~active].abs() <= weight + 1e-9).all())
@@ -125,43 +134,61 @@ def test_fista_reaches_the_optimality_conditions_of_the_lasso(shape):
 
 
 def test_fista_stops_once_settled_and_tells_each_iteration():
-    gradient, proximal, x, _ = lasso((4, 5, 6), 0.1)
-    seen = []
-    early = fista(gradient, proximal, torch.zeros_like(x), step_size=1 / 3, n_iterations=500, tolerance=1e-6,
-                  callback=lambda k, image: seen.append((k, image)))  # fmt: skip
-    exact = fista(gradient, proximal, torch.zeros_like(x), step_size=1 / 3, n_iterations=500)
-    assert [k for k, _ in seen] == list(range(1, len(seen) + 1))
-    assert 20 <= len(seen) < 200
-    assert seen[-1][1] is early
-    assert torch.linalg.vector_norm(early - exact) < 1e-5 * torch.linalg.vector_norm(exact)
-    assert not torch.equal(seen[0][1], seen[1][1])
+    smooth, proximal, zero = lasso((4, 5, 6), 0.1)
+    told = []
+    early = fista(smooth, proximal, zero, step_size=1 / 3, n_iterations=500, tolerance=1e-9,
+                  callback=lambda *step: told.append(step))  # fmt: skip
+    exact = fista(smooth, proximal, zero, step_size=1 / 3, n_iterations=500)
+    assert [k for k, _, _ in told] == list(range(1, len(told) + 1))
+    assert 40 <= len(told) < 200
+    assert told[-1][1] is early
+    assert told[-1][2] == pytest.approx(smooth(exact)[0] + 0.1 * float(exact.abs().sum()), rel=1e-9)
+    assert torch.linalg.vector_norm(early - exact) < 1e-4 * torch.linalg.vector_norm(exact)
+    assert not torch.equal(told[0][1], told[1][1])
 
 
-def test_fista_is_far_ahead_of_plain_descent_and_does_not_ripple():
-    spectrum = torch.logspace(-3, 0, 60, dtype=torch.float64)
-    target = torch.ones(60, dtype=torch.float64)
+def test_fista_stops_at_once_when_it_starts_at_the_solution():
+    smooth, proximal, zero = lasso((4, 5, 6), 1e6)
+    told = []
+    solution = fista(smooth, proximal, zero, step_size=1 / 3, n_iterations=500, tolerance=1e-9,
+                     callback=lambda *step: told.append(step))  # fmt: skip
+    assert torch.equal(solution, zero)
+    assert len(told) == 40
+
+
+def test_fista_stops_although_a_trembling_proximal_never_settles():
+    smooth, proximal, zero = lasso((4, 5, 6), 0.1)
+    generator, told = torch.Generator().manual_seed(0), []
+
+    def trembling(v):
+        x, penalty = proximal(v)
+        return x + 1e-2 * torch.randn(x.shape, dtype=x.dtype, generator=generator), penalty
+
+    fista(smooth, trembling, zero, step_size=1 / 3, n_iterations=1000, tolerance=1e-6,
+          callback=lambda *step: told.append(step))  # fmt: skip
+    assert len(told) < 300
+
+
+def quadratic(spectrum):
+    return (lambda v: (float((spectrum * (v - 1) ** 2).sum() / 2), spectrum * (v - 1))), lambda v: (v, 0.0)
+
+
+def test_fista_restarts_so_that_it_converges_linearly_without_ripples():
+    smooth, identity = quadratic(torch.logspace(-2, 0, 60, dtype=torch.float64))
     costs = []
-    fista(
-        lambda v: spectrum * (v - target),
-        lambda v: v,
-        torch.zeros_like(target),
-        step_size=1.0,
-        n_iterations=1000,
-        callback=lambda k, x: costs.append(float((spectrum * (x - target) ** 2).sum() / 2)),
-    )
-    plain = float((spectrum * (1 - spectrum) ** 2000 * target**2).sum() / 2)
-    assert costs[-1] < 1e-3 * plain
-    uphill = sum(b - a for a, b in itertools.pairwise(costs) if b > a)
-    assert uphill < 1e-3 * costs[0]
+    fista(smooth, identity, torch.zeros(60, dtype=torch.float64), step_size=1.0, n_iterations=300,
+          callback=lambda k, x, objective: costs.append(smooth(x)[0]))  # fmt: skip
+    assert costs[-1] < 1e-12 * costs[0]
+    assert sum(max(0.0, b - a) for a, b in itertools.pairwise(costs)) < 1e-12 * costs[0]
 
 
 def test_fista_leaves_its_start_alone_and_refuses_divergence():
-    gradient, proximal, x, _ = lasso((2, 3, 4), 0.1)
-    start = torch.ones_like(x)
-    fista(gradient, proximal, start, step_size=1 / 3, n_iterations=5, tolerance=1e-3)
-    assert torch.equal(start, torch.ones_like(x))
+    smooth, proximal, zero = lasso((2, 3, 4), 0.1)
+    start = torch.ones_like(zero)
+    fista(smooth, proximal, start, step_size=1 / 3, n_iterations=5, tolerance=1e-3)
+    assert torch.equal(start, torch.ones_like(zero))
     with pytest.raises(ValueError, match="diverged at step_size"):
-        fista(gradient, lambda v: v, start, step_size=1e9, n_iterations=100)
+        fista(smooth, proximal, start, step_size=1e9, n_iterations=100)
 
 
 @pytest.mark.parametrize("solver", ["cg", "fista"])
@@ -171,7 +198,7 @@ def test_numbers_out_of_range_are_refused(solver):
     def run(**options):
         if solver == "cg":
             return conjugate_gradient(lambda v: v, b, **options)
-        return fista(lambda v: v * 1, lambda v: v, b, step_size=1.0, **{"n_iterations": 3, **options})
+        return fista(*quadratic(b), b, step_size=1.0, **{"n_iterations": 3, **options})
 
     with pytest.raises(ValueError, match="n_iterations is 0, expected at least 1"):
         run(n_iterations=0)
@@ -191,4 +218,4 @@ def test_wrong_starts_and_steps_are_refused():
         conjugate_gradient(lambda v: v, [1.0])
     for step_size in (0.0, -1.0, float("inf")):
         with pytest.raises(ValueError, match="step_size is"):
-            fista(lambda v: v, lambda v: v, b, step_size=step_size, n_iterations=3)
+            fista(*quadratic(b), b, step_size=step_size, n_iterations=3)

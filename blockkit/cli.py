@@ -1,0 +1,178 @@
+"""The command line: say what is in a scan file, or reconstruct it and write the image."""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from blockkit.checks import check_count, check_shape3
+from blockkit.classic.compressed_sensing import compressed_sensing
+from blockkit.data.formats import save_nifti
+from blockkit.data.scan import Scan, load_scan
+from blockkit.mbdl.data_consistency import prepare
+from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.mbdl.weights import load_model, pretrained
+from blockkit.physics.sense import Encoding
+
+SUFFIXES = (".nii", ".nii.gz")
+BLOCK_SHAPE = (64, 64, 64)
+# Each option of one method only, so that an option which would be ignored is refused.
+OPTIONS_OF = {"weights": "mbdl", "block_shape": "mbdl", "reg_weight": "cs", "n_iterations": "cs"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, or 2 after one message on stderr that says what was wrong."""
+    args = _make_parser().parse_args(argv)
+    try:
+        if args.command == "info":
+            print(describe(load_scan(args.file), args.file))
+        else:
+            _recon(args)
+    except (OSError, ValueError, TypeError) as error:
+        print(f"blockkit: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print("blockkit: out of memory. For mbdl, smaller blocks need less: --block-shape 32 32 32.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("blockkit: stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def describe(scan: Scan, path: str | Path) -> str:
+    """Say what a scan holds: shapes, axes, units, bytes, and what is missing."""
+    furthest = ", ".join(f"{float(k):.4g}" for k in scan.trajectory.abs().amax(dim=0))
+    extent = " x ".join(f"{n * size:.4g}" for n, size in zip(scan.image_shape, scan.voxel_size, strict=True))
+    rows = [
+        ("kspace", scan.kspace, "(coil, sample), arbitrary unit"),
+        ("trajectory", scan.trajectory, "(sample, 3), columns kz ky kx, cycles/FOV"),
+        ("maps", scan.maps, "(coil, z, y, x), no unit"),
+        ("reference", scan.reference, "(z, y, x), to compare with"),
+    ]
+    lines = [str(path)]
+    for name, value, meaning in rows:
+        if value is None:
+            lines.append(f"  {name:<11} missing: images can be made, but not compared")
+        else:
+            kind = str(value.dtype).removeprefix("torch.")
+            size = value.numel() * value.element_size() / 2**20
+            lines.append(f"  {name:<11} {tuple(value.shape)}  {kind}  {size:.1f} MiB  {meaning}")
+    voxel = " x ".join(f"{size:.4g}" for size in scan.voxel_size)
+    lines.append(f"  voxel       {voxel} mm (z, y, x), field of view {extent} mm")
+    lines.append(f"  sampled to  {furthest} cycles/FOV (kz, ky, kx); the image reaches {_half(scan.image_shape)}")
+    return "\n".join(lines)
+
+
+def reconstruct(scan: Scan, args: argparse.Namespace) -> Tensor:
+    """Return the image (z, y, x) of a scan by gridding, compressed sensing, or a trained model."""
+    device = pick_device(args.device)
+    model = _load_model(args).to(device) if args.method == "mbdl" else None
+    A = Encoding(scan.trajectory.to(device), scan.maps)
+    kspace = scan.kspace.to(device)
+    with torch.no_grad():
+        if model is not None:
+            return run_model(model, A, kspace)
+        if args.method == "gridding":
+            return A.adjoint(A.dcf * kspace)
+        chosen = {name: getattr(args, name) for name in ("reg_weight", "n_iterations")}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return compressed_sensing(A, kspace, progress=True, **given)
+
+
+def run_model(model: UnrolledNetwork, A: Encoding, kspace: Tensor) -> Tensor:
+    """Return ``model(A, kspace)``, with a progress bar over the unrolls."""
+    data = prepare(A, kspace, model.data_term)
+    x = data.start
+    for k in tqdm(range(model.n_unrolls), unit="unroll"):
+        x = model.regularize(model.data_consistency(x, k, data), k)
+    return x * data.scale
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device to compute on: a GPU with CUDA if there is one, or else the CPU, saying so for Apple's MPS."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU with CUDA here. Leave the option out to use the CPU.")
+    if name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
+        print("Apple's MPS lacks operations that the NUFFT needs: using the CPU.", file=sys.stderr)
+        return torch.device("cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _recon(args: argparse.Namespace) -> None:
+    for option, method in OPTIONS_OF.items():
+        if getattr(args, option) is not None and args.method != method:
+            name = "--" + option.replace("_", "-")
+            raise ValueError(f"{name} belongs to --method {method}, and the method is {args.method}. Leave it out.")
+    if args.n_iterations is not None:
+        check_count(args.n_iterations, "n_iterations")
+    check_output(args.output)
+    scan = load_scan(args.file)
+    started = time.perf_counter()
+    image = reconstruct(scan, args)
+    save_nifti(args.output, image, scan.voxel_size)
+    seconds = time.perf_counter() - started
+    print(f"Wrote {args.output}: {args.method}, (z, y, x) = {scan.image_shape}, {seconds:.1f} s")
+
+
+def check_output(path: Path) -> None:
+    """Raise unless an image can be written to ``path``: before the work, not after it."""
+    if not path.name.endswith(SUFFIXES) or path.name in SUFFIXES:
+        raise ValueError(f"The output is {path}, expected a name that ends in .nii or .nii.gz.")
+    if path.is_dir():
+        raise ValueError(f"The output {path} is a folder. Add a file name: -o {path / 'image.nii.gz'}")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"Nothing can be written into {path.parent}: {error.strerror}.") from error
+
+
+def _load_model(args: argparse.Namespace) -> UnrolledNetwork:
+    model = pretrained() if args.weights is None else load_model(args.weights)
+    model.block_shape = check_shape3(args.block_shape or BLOCK_SHAPE, "block_shape")
+    return model
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _half(image_shape: Sequence[int]) -> str:
+    return ", ".join(f"{n / 2:g}" for n in image_shape)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="blockkit", description="Reconstruct 3D non-Cartesian MRI scans.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{recon,info}")
+    info = commands.add_parser(
+        "info", help="say what is in a scan file", description="Say what is in a scan file.", allow_abbrev=False
+    )
+    info.add_argument("file", type=Path, metavar="FILE", help="scan in HDF5")
+    recon = commands.add_parser(
+        "recon",
+        help="reconstruct a scan",
+        description="Reconstruct a scan and write a NIfTI image. Not for clinical use.",
+        allow_abbrev=False,
+    )
+    recon.add_argument("file", type=Path, metavar="FILE", help="scan in HDF5")
+    recon.add_argument("--method", required=True, choices=("mbdl", "cs", "gridding"))
+    recon.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="image, .nii or .nii.gz")
+    recon.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    recon.add_argument("--weights", type=Path, metavar="FILE", help="mbdl: weights file; without it, the shipped one")
+    recon.add_argument(
+        "--block-shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="mbdl: block in voxels (default 64 64 64)"
+    )
+    recon.add_argument("--reg-weight", type=float, metavar="W", help="cs: fraction, 1 gives an image of zeros")
+    recon.add_argument("--n-iterations", type=int, metavar="N", help="cs: at most so many iterations")
+    return parser

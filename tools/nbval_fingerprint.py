@@ -71,7 +71,7 @@ class Cell(IPyNbCell):
 
 def output_differences(stored: Sequence[Any], fresh: Sequence[Any]) -> list[str]:
     """Say how the outputs ``fresh`` of a cell differ from those ``stored``."""
-    old_streams, new_streams = ({o["name"]: o["text"] for o in outputs if "text" in o} for outputs in (stored, fresh))
+    old_streams, new_streams = _streams(stored), _streams(fresh)
     said = []
     for name in sorted(old_streams.keys() | new_streams.keys()):
         said += _text_differences(name, old_streams.get(name, ""), new_streams.get(name, ""))
@@ -81,6 +81,11 @@ def output_differences(stored: Sequence[Any], fresh: Sequence[Any]) -> list[str]
     for one, other in zip(old, new, strict=True):
         said += _display_differences(one, other)
     return said
+
+
+def _streams(outputs: Sequence[Any]) -> dict[str, str]:
+    names = dict.fromkeys(output["name"] for output in outputs if "text" in output)
+    return {name: "".join(o["text"] for o in outputs if "text" in o and o["name"] == name) for name in names}
 
 
 def _display_differences(stored: Any, fresh: Any) -> list[str]:

@@ -62,7 +62,7 @@ def title_of(notebook: NotebookNode, otherwise: str) -> str:
     for cell in notebook.cells:
         heading = re.search(r"^# +(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
         if heading:
-            return heading[1].strip()
+            return re.sub(r"[*`_]", "", heading[1]).strip()
     return otherwise
 
 

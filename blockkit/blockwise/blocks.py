@@ -30,7 +30,6 @@ References
 .. [3] Chen, Xu, Zhang, Guestrin, "Training deep nets with sublinear memory cost", arXiv 1604.06174, 2016: recompute.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -48,9 +47,6 @@ from blockkit.blockwise.guards import round_up
 from blockkit.checks import Shape3, check_count
 
 Slices = tuple[slice, slice, slice]
-
-_CPU_VOXELS = 32**3
-"""On a CPU, run at least this many voxels at once: smaller batches are mostly overhead."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +218,7 @@ def apply_blockwise(
     halo
         Voxels (z, y, x) around a block, or one number; rounded up to the stride. None: as far as the network reaches.
     blocks_at_once
-        Windows in one batch. None: one on a GPU; on a CPU at least two, more if they are small.
+        Windows in one batch: more take more memory, and less time if they are small. None: one on a GPU, two on a CPU.
     recompute
         Run each batch again in backward. If not, its activations are kept: more memory, the same answer.
     exact
@@ -262,12 +258,11 @@ def apply_blockwise(
 def _batches(blocks: list[Block], at_once: int | None, device_type: str) -> list[_Batch]:
     """Put the blocks into batches.
 
-    On a CPU, PyTorch's 3D convolution takes up to 20 times as long for one small window as for one of two. So there
-    are two at least, and a last window that would be alone has company: itself once more, with nothing kept.
+    On a CPU, PyTorch's 3D convolution takes up to 20 times as long for a small window alone as for one of two. So
+    there are two at once, and a last window that would be alone has company: itself once more, with nothing kept.
     """
     if at_once is None:
-        n_voxels = math.prod(side.stop - side.start for side in blocks[0].window)
-        at_once = max(2, _CPU_VOXELS // n_voxels) if device_type == "cpu" else 1
+        at_once = 2 if device_type == "cpu" else 1
     check_count(at_once, "blocks_at_once")
     if device_type == "cpu" and at_once > 1 and len(blocks) > 1 and len(blocks) % at_once == 1:
         nothing = (slice(0, 0),) * 3

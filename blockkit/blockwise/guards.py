@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from blockkit.blockwise.reach import reach
 from blockkit.checks import Shape3, check_tensor
@@ -60,7 +61,8 @@ def halo_and_stride(
     ]
     needed, stride = halo, (1, 1, 1)
     try:
-        seen = reach(network)
+        with _disable_current_modes():  # whoever counts memory counts the blocks, not this
+            seen = reach(network)
         needed, stride = seen.halo, seen.stride
     except ValueError as error:
         problems.append(str(error))

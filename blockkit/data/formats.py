@@ -25,6 +25,7 @@ from typing import Any
 import h5py
 import nibabel
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -110,14 +111,14 @@ def read_scan_file(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]
 
 
 def _read_arrays(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
-    if file.attrs.get("format") != FORMAT:
+    if not np.array_equal(file.attrs.get("format"), FORMAT):
         raise ScanFileError(
-            f"'{path}' is HDF5, but its attribute format is {file.attrs.get('format')!r}, expected {FORMAT!r}. "
+            f"'{path}' is HDF5, but its attribute format is {file.attrs.get('format')}, expected {FORMAT}. "
             "Only files written by scan.save(path) can be read."
         )
-    if file.attrs.get("version") != VERSION:
+    if not np.array_equal(file.attrs.get("version"), VERSION):
         raise ScanFileError(
-            f"'{path}' has layout version {file.attrs.get('version')!r}, expected {VERSION}. "
+            f"'{path}' has layout version {file.attrs.get('version')}, expected {VERSION}. "
             "Read it with the version of blockkit that wrote it."
         )
     arrays = {}
@@ -184,8 +185,8 @@ def save_nifti(
     if not str(path).endswith((".nii", ".nii.gz")):
         raise ValueError(f"path is '{path}', expected one that ends in .nii or .nii.gz.")
     sizes = check_voxel_size(voxel_size)
-    values = image.detach().cpu().resolve_conj().numpy().transpose(2, 1, 0)
-    values = np.abs(values).astype(np.float32) if kind == "magnitude" else values.astype(np.complex64)
+    image = image.detach().cpu().resolve_conj().to(torch.complex64)
+    values = (image.abs() if kind == "magnitude" else image).numpy().transpose(2, 1, 0)
     step = -np.array(sizes[::-1])  # NIfTI's x, y, z grow to the right, the front and the head: all against ours
     affine = np.diag([*step, 1.0])
     affine[:3, 3] = -step * (np.array(values.shape) // 2)

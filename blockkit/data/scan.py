@@ -20,7 +20,7 @@ from blockkit.checks import (
 )
 from blockkit.data.formats import ScanFileError, check_voxel_size, read_scan_file, write_scan_file
 from blockkit.data.render import voxel_size_mm
-from blockkit.physics.coils import simulate_maps
+from blockkit.physics.coils import FOV_MM, simulate_maps
 from blockkit.physics.fourier import NUFFT
 from blockkit.physics.trajectory import radial_3d
 
@@ -190,14 +190,13 @@ def simulate_scan(
     scale = (np.prod(shape) / volume.numel()) ** 0.5
     fine_maps = simulate_maps(n_coils, volume.shape, seed=seed)
     kspace = torch.stack([scale * F.forward(coil_map * volume) for coil_map in fine_maps])
-    generator = torch.Generator().manual_seed(
-        int(np.random.SeedSequence([check_count(seed, "seed", 0), 0x015E]).generate_state(1)[0])
-    )
+    noise_seed = np.random.SeedSequence([check_count(seed, "seed", 0), 0x015E]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(noise_seed[0]))
     # torch.randn of a complex dtype has the variance 1 in all, a half in each part
     spread = noise * float(kspace.abs().square().mean().sqrt()) * 2**0.5
     kspace = kspace + spread * torch.randn(kspace.shape, dtype=kspace.dtype, generator=generator)
     maps = simulate_maps(n_coils, shape, seed=seed)
-    return Scan(kspace, trajectory, maps, voxel_size_mm(shape), reference=limit_band(volume, shape))
+    return Scan(kspace, trajectory, maps, _voxel_size(volume, shape), reference=limit_band(volume, shape))
 
 
 def limit_band(volume: Tensor, image_shape: Sequence[int]) -> Tensor:
@@ -246,6 +245,13 @@ def _check_truth(volume: Tensor, image_shape: Sequence[int] | None) -> Shape3:
             stacklevel=3,
         )
     return shape
+
+
+def _voxel_size(volume: Tensor, shape: Shape3) -> tuple[float, float, float]:
+    """Return the voxel size in mm; one voxel for a thick axis of ``volume`` is as thick as the field of view."""
+    slices = zip(FOV_MM, voxel_size_mm(shape), shape, volume.shape, strict=True)
+    z, y, x = (fov if n == 1 and n_fine > 1 else size for fov, size, n, n_fine in slices)
+    return z, y, x
 
 
 def _check_dtype(value: Tensor, name: str) -> None:

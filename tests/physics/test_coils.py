@@ -31,7 +31,7 @@ def test_a_finer_grid_samples_the_same_coils(n_coils, factor):
 def test_maps_change_slowly(n_coils, seed):
     shape = (36, 27, 36)  # voxels of 10 mm
     maps = simulate_maps(n_coils, shape, seed=seed)
-    z, y, x = np.meshgrid(*[(np.arange(n) - n // 2) * f / n for n, f in zip(shape, FOV_MM, strict=True)], indexing="ij")
+    _, y, x = np.meshgrid(*[(np.arange(n) - n // 2) * f / n for n, f in zip(shape, FOV_MM, strict=True)], indexing="ij")
     body = torch.from_numpy((x / 170) ** 2 + (y / 120) ** 2 < 1)
     steps = [maps.diff(dim=axis).abs().amax(dim=0) for axis in (1, 2, 3)]
     inside = [step[body.narrow(axis, 0, body.shape[axis] - 1)].max() for axis, step in enumerate(steps)]

@@ -16,6 +16,7 @@ from blockkit.show.panels import draw, make_panel, plane_size, slice_row, with_t
 from blockkit.show.render import (
     Part,
     Volume,
+    all_brightest,
     brightest,
     check_axis,
     check_index,
@@ -66,7 +67,7 @@ def show_slices(
         raise ValueError("axes is empty, expected one or several of 'z', 'y' and 'x', such as 'zyx'.")
     cuts = [check_axis(name) for name in axes]
     position = check_index(index, shape, axes)
-    levels = windows(volumes, part)
+    levels = windows(all_brightest(volumes), part)
     rows = [slice_row(volumes, axis, position, part, levels, sizes, crosshair) for axis in cuts]
     return draw(with_texts(rows, list(volumes), captions(volumes) if metrics else {}), part)
 
@@ -84,7 +85,7 @@ def show_mip(
     along = check_axis(axis)
     size = plane_size(shape, along, sizes)
     images = {name: _project(volume, along) for name, volume in volumes.items()}
-    levels = windows({name: image[None] for name, image in images.items()})
+    levels = windows({name: brightest(image[None]) for name, image in images.items()})
     panels = [make_panel(name, image, "magnitude", levels[name], size) for name, image in images.items()]
     panels = [replace(panel, row=f"maximum along {axis}") for panel in panels]
     return draw(with_texts([panels], list(volumes), captions(volumes) if metrics else {}), "magnitude")
@@ -142,7 +143,7 @@ def plot_blocks(
         raise ValueError(f"halo is {halo!r}, expected one number of voxels, or three (z, y, x), none below 0.")
     position = check_index(index, shape, axis)
     row, column = (i for i in range(3) if i != along)
-    panels = slice_row({"": volume}, along, position, "magnitude", windows({"": volume}), (1.0, 1.0, 1.0))
+    panels = slice_row({"": volume}, along, position, "magnitude", windows({"": brightest(volume)}), (1.0, 1.0, 1.0))
     figure = draw([panels], "magnitude", width=4.2)
     ax = figure.axes[0]
     for lines, i in ((ax.axhline, row), (ax.axvline, column)):

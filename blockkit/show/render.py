@@ -150,19 +150,23 @@ def brightest(volume: Volume, *, percentile: float = 99.9) -> float:
     return max(float(np.percentile(values, percentile)) if values.size else 0.0, 0.1 * largest)
 
 
-def windows(volumes: Mapping[str, Volume], part: Part = "magnitude") -> dict[str, tuple[float, float]]:
-    """Return the window (black, white) of each volume: one for all images, one for all error maps.
+def all_brightest(volumes: Mapping[str, Volume]) -> dict[str, float]:
+    """Return :func:`brightest` of each volume."""
+    return {name: brightest(volume) for name, volume in volumes.items()}
+
+
+def windows(tops: Mapping[str, float], part: Part = "magnitude") -> dict[str, tuple[float, float]]:
+    """Return the window (black, white) of each volume from its :func:`brightest`: one for images, one for error maps.
 
     The reference, if there is a volume of this name, sets the window of the images.
     """
     check_part(part)
-    tops = {name: brightest(volume) for name, volume in volumes.items()}
     images = [top for name, top in tops.items() if not is_error(name)]
     errors = [top for name, top in tops.items() if is_error(name)]
     image_top = tops.get("reference", 0.0) or max(images, default=0.0) or 1.0
     error_top = max(errors, default=0.0) or 1.0
     chosen = {}
-    for name in volumes:
+    for name in tops:
         top = error_top if is_error(name) else image_top
         signed = (-np.pi, np.pi) if part == "phase" else (-top, top)
         chosen[name] = (0.0, top) if part == "magnitude" or is_error(name) else signed

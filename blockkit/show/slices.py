@@ -19,6 +19,7 @@ from blockkit.show.render import (
     Part,
     Pixels,
     Volume,
+    all_brightest,
     check_index,
     check_volumes,
     check_voxel_size,
@@ -56,7 +57,8 @@ class SliceViewer(widgets.VBox):  # type: ignore[misc]
         self._voxel_size = check_voxel_size(voxel_size)
         self._volumes = dict(volumes)
         self._notes = captions(volumes) if "reference" in volumes else {}
-        self._levels: dict[str, tuple[float, float]] = windows(self._volumes)
+        self._tops = all_brightest(self._volumes)
+        self._levels: dict[str, tuple[float, float]] = windows(self._tops)
         self._held = False
         self._sliders = [self._slider(axis) for axis in range(3)]
         self._part = widgets.Dropdown(options=PARTS, description="show", layout=_wide(200), style=_narrow(40))
@@ -118,7 +120,7 @@ class SliceViewer(widgets.VBox):  # type: ignore[misc]
         return {**super()._repr_mimebundle_(**kwargs), "image/png": picture, MIME: fingerprint(figure)}
 
     def _change_part(self, _change: object) -> None:
-        self._levels = windows(self._volumes, self.part)
+        self._levels = windows(self._tops, self.part)
         self._redraw()
 
     def _redraw(self, _change: object = None) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from blockkit.show.render import (
     NAN_COLOR,
+    all_brightest,
     brightest,
     check_index,
     check_volumes,
@@ -125,19 +126,22 @@ def test_one_hot_voxel_does_not_darken_the_picture_by_more_than_ten() -> None:
 
 def test_the_reference_sets_the_window_of_all_images_but_not_of_the_errors() -> None:
     one = np.ones((4, 5, 6))
-    levels = windows({"a": 3 * one, "reference": 2 * one, "error of a": 0.1 * one, "error of b": 0.2 * one})
+    levels = windows(
+        all_brightest({"a": 3 * one, "reference": 2 * one, "error of a": 0.1 * one, "error of b": 0.2 * one})
+    )
     assert levels["a"] == levels["reference"] == (0.0, 2.0)
     assert levels["error of a"] == levels["error of b"] == (0.0, pytest.approx(0.2))
 
 
 def test_signed_parts_get_a_symmetric_window_and_phase_a_full_turn() -> None:
-    volumes = {"a": np.full((2, 2, 2), -3.0), "error": np.ones((2, 2, 2))}
-    assert windows(volumes, "real")["a"] == (-3.0, 3.0)
-    assert windows(volumes, "phase") == {"a": (-np.pi, np.pi), "error": (0.0, 1.0)}
+    tops = all_brightest({"a": np.full((2, 2, 2), -3.0), "error": np.ones((2, 2, 2))})
+    assert windows(tops, "real")["a"] == (-3.0, 3.0)
+    assert windows(tops, "phase") == {"a": (-np.pi, np.pi), "error": (0.0, 1.0)}
 
 
 def test_a_volume_of_zeros_or_nan_gets_a_window_too() -> None:
-    assert windows({"a": np.zeros((2, 2, 2)), "b": np.full((2, 2, 2), np.nan)})["a"] == (0.0, 1.0)
+    volumes = {"a": np.zeros((2, 2, 2)), "b": np.full((2, 2, 2), np.nan)}
+    assert windows(all_brightest(volumes)) == {"a": (0.0, 1.0), "b": (0.0, 1.0)}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,22 +113,25 @@ class Torchkbnufft(Engine):
     def sample(self, image: Tensor, kspace: Tensor) -> None:
         """Write the samples of ``image`` (z, y, x) into ``kspace`` (sample,)."""
         module, radians = self._cached(("KbNufft", image.dtype), self._make)
-        kspace.copy_(module(image[None, None], radians)[0, 0])
+        kspace.copy_(module(image.reshape(1, 1, *module.im_size), radians)[0, 0])
 
     def spread(self, kspace: Tensor, image: Tensor) -> None:
         """Write the adjoint of ``kspace`` (sample,) into ``image`` (z, y, x)."""
         module, radians = self._cached(("KbNufftAdjoint", image.dtype), self._make)
-        image.copy_(module(kspace[None, None], radians)[0, 0])
+        image.copy_(module(kspace[None, None], radians).view(image.shape))
 
     def _make(self, kind: str, dtype: torch.dtype) -> tuple[Any, Tensor]:
+        radians = torch.stack(_radians(self.trajectory, self.image_shape, dtype))
+        thick = [axis for axis, n in enumerate(self.image_shape) if n > 1] or [0]
+        sizes = [self.image_shape[axis] for axis in thick]
         module = getattr(_load("torchkbnufft"), kind)(
-            self.image_shape,
-            grid_size=_table_grid(self.image_shape),
+            sizes,
+            grid_size=_table_grid(sizes),
             table_oversamp=2 ** math.ceil(math.log2(1 / self.tolerance)),
             dtype=dtype,
             device=self.trajectory.device,
         )
-        return module, torch.stack(_radians(self.trajectory, self.image_shape, dtype))
+        return module, radians[thick]
 
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Finufft, Cufinufft, Torchkbnufft)}
@@ -194,8 +197,9 @@ def _radians(trajectory: Tensor, image_shape: Shape3, dtype: torch.dtype) -> lis
     return [column.contiguous() for column in radians.unbind(dim=1)]
 
 
-def _table_grid(image_shape: Shape3) -> list[int]:
-    return [max(2 * n, 16) for n in image_shape]
+def _table_grid(sizes: Sequence[int]) -> list[int]:
+    """Return twice the sizes; an axis shorter than the table's width gets one longer than that."""
+    return [max(2 * n, 8) for n in sizes if n > 1] or [8]
 
 
 def _next_smooth(n: int) -> int:

@@ -13,7 +13,9 @@ from blockkit import ledger
 from blockkit.checks import Shape3, check_complex, check_finite, check_shape3, check_tensor
 from blockkit.physics.engines import Engine, choose_engine, finest_tolerance, workspace_bytes
 from blockkit.physics.linop import LinearOperator, apply_linear
-from blockkit.physics.toeplitz import Toeplitz, toeplitz_kernel
+from blockkit.physics.toeplitz import Toeplitz, toeplitz_kernel, toeplitz_pays
+
+__all__ = ["NUFFT", "DirectFourier", "Toeplitz", "check_coils", "check_trajectory", "toeplitz_pays"]
 
 _CHUNK = 2**20  # complex numbers held at a time by the exact sum
 
@@ -106,6 +108,11 @@ class NUFFT(LinearOperator):
         Largest relative error (2-norm) against the exact sum, 1e-12 to 0.1. In complex64 rounding adds about 1e-7
         times the number of voxels along the longest axis.
 
+    Attributes
+    ----------
+    engine : str
+        The name of the engine that does the work: never ``"auto"``.
+
     Raises
     ------
     ValueError, TypeError
@@ -132,19 +139,20 @@ class NUFFT(LinearOperator):
         self.in_shape = check_shape3(image_shape)
         self.trajectory = check_trajectory(trajectory, self.in_shape)
         self.out_shape = (trajectory.shape[0],)
-        self.engine, self.tolerance = engine, tolerance
         self._kind = choose_engine(engine, _home(self.device), tolerance)
+        self.engine, self.tolerance = self._kind.name, tolerance
+        self._asked_for = engine
         self._engine: Engine | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_engine": None}
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}, engine={self._kind.name!r}, tolerance={self.tolerance:g})"
+        return f"{super().__repr__()[:-1]}, engine={self.engine!r}, tolerance={self.tolerance:g})"
 
     def to(self, device: torch.device | str) -> Self:
         """Return a new operator on ``device``, with the engine that ``engine`` means there; this one stays as it is."""
-        return type(self)(self.trajectory.to(device), self.in_shape, engine=self.engine, tolerance=self.tolerance)
+        return type(self)(self.trajectory.to(device), self.in_shape, engine=self._asked_for, tolerance=self.tolerance)
 
     def forward(self, x: Tensor) -> Tensor:
         """Sample an image: (z, y, x) to (sample,), or (coil, z, y, x) to (coil, sample), complex."""
@@ -224,7 +232,7 @@ def check_coils(value: Tensor, shape: tuple[int, ...], name: str, device: torch.
 
 
 def check_trajectory(trajectory: Tensor, image_shape: Shape3) -> Tensor:
-    """Return ``trajectory``, detached and contiguous, if it is real, finite, (sample, 3) and within -n/2..n/2."""
+    """Return a detached copy of ``trajectory`` if it is real, finite, (sample, 3) and within -n/2..n/2, or raise."""
     check_tensor(trajectory, "trajectory")
     if trajectory.ndim != 2 or trajectory.shape[1] != 3 or trajectory.shape[0] == 0:
         hint = " Write trajectory.T." if trajectory.ndim == 2 and trajectory.shape[0] == 3 else ""
@@ -241,7 +249,7 @@ def check_trajectory(trajectory: Tensor, image_shape: Shape3) -> Tensor:
     if not isinstance(trajectory, FakeTensor):
         check_finite(trajectory, "trajectory")
         _check_extent(trajectory, image_shape)
-    return trajectory.detach().contiguous()
+    return trajectory.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _check_extent(trajectory: Tensor, image_shape: Shape3) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from blockkit.checks import Shape3, check_count, check_shape3
-from blockkit.physics.fourier import NUFFT
+from blockkit.physics.fourier import NUFFT, check_trajectory
 
 GOLDEN_MEANS = (0.465571231876768, 0.682327803828019)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -70,15 +70,16 @@ def _directions(n_spokes: int, shape: Shape3) -> Tensor:
     return directions
 
 
-def density_compensation(trajectory: Tensor, image_shape: Sequence[int], *, n_iterations: int = 10) -> Tensor:
+def density_compensation(trajectory: Tensor, image_shape: Sequence[int], *, n_iterations: int = 8) -> Tensor:
     r"""Weigh each sample by the volume of k-space that it stands for, by Pipe's iteration.
 
     .. math:: w \leftarrow w / (\Psi w), \qquad \Psi = F \,\mathrm{diag}(h)\, F^H
 
-    :math:`\Psi` sums neighbors with a k-space kernel, the transform of the window h. Here h is the autocorrelation of
-    a Gaussian half the FOV wide, so the kernel is a square and never negative, about 2 cycles/FOV wide and
-    round. Full Cartesian sampling gives w = 1 each; 3D radial gives the :math:`k^2` law between 1 cycle/FOV and where
-    neighboring spokes are further apart than the kernel: from there on the weights level off.
+    :math:`\Psi` adds up neighboring samples with a kernel in k-space, the transform of a window h over twice the FOV,
+    which is where :math:`F^H \mathrm{diag}(w) F` has its lags. Here h is the autocorrelation of a Gaussian cut at the
+    FOV, so the kernel is a square, never negative, and about 1 cycle/FOV wide. Full Cartesian sampling gives w = 1
+    each. 3D radial gives the :math:`k^2` law on average, out to where neighboring spokes are further apart than the
+    kernel is wide: from there on the weights level off.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def density_compensation(trajectory: Tensor, image_shape: Sequence[int], *, n_it
     image_shape
         ``(z, y, x)``.
     n_iterations
-        How often to divide; ten bring :math:`\Psi w` to 1 within about 2 % (root mean square).
+        How often to divide. Past ten the weights follow each crossing of spokes, and gridding gains nothing.
 
     Returns
     -------
@@ -101,24 +102,32 @@ def density_compensation(trajectory: Tensor, image_shape: Sequence[int], *, n_it
     """
     shape = check_shape3(image_shape)
     check_count(n_iterations, "n_iterations")
-    F = NUFFT(trajectory, shape)
-    window = _autocorrelated_window(shape).to(trajectory.device)
+    k = check_trajectory(trajectory, shape)
+    wide = (shape[0], *(2 * n if n > 1 else 1 for n in shape[1:]))
+    stretch = torch.tensor([w / n for w, n in zip(wide, shape, strict=True)], dtype=k.dtype, device=k.device)
+    F = NUFFT(k * stretch, wide, tolerance=1e-3)
+    # The weights are real, so lags of one sign along z suffice: 0..n-1, which the phase brings to the center.
+    turns = k[:, 0] * (shape[0] // 2 / shape[0])
+    phase = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).to(torch.complex64)
+    window = _half_window(shape).to(k.device) * (math.prod(wide) / math.prod(shape))
     own_share = float(window.mean())
-    weights = torch.ones(F.out_shape, device=trajectory.device)
+    weights = torch.ones(F.out_shape, device=k.device)
     for _ in range(n_iterations):
-        density = F.forward(window * F.adjoint(weights.to(torch.complex64))).real
+        density = (phase.conj() * F.forward(window * F.adjoint(phase * weights))).real
         weights = weights / torch.maximum(density, own_share * weights)
     return weights
 
 
-def _autocorrelated_window(shape: Shape3) -> Tensor:
-    """Return a window (z, y, x), 1 at the center, whose transform is a square: the autocorrelation of a Gaussian."""
+def _half_window(shape: Shape3) -> Tensor:
+    """Return the window on lags 0..n-1 along z, doubled from 1 on for the other sign, and on -n..n-1 along y, x."""
     window = torch.ones((), dtype=torch.float64)
-    for n in shape:
-        half = (n + 1) // 2
-        bell = torch.exp(-8 * ((torch.arange(half, dtype=torch.float64) - (half - 1) / 2) / half) ** 2)
-        lags = torch.nn.functional.conv1d(bell[None, None], bell[None, None], padding=half - 1)[0, 0]
-        along = torch.zeros(n, dtype=torch.float64)
-        along[n // 2 - half + 1 : n // 2 + half] = lags / lags.max()
+    for axis, n in enumerate(shape):
+        bell = torch.exp(-4 * ((torch.arange(n, dtype=torch.float64) - (n - 1) / 2) / n) ** 2)
+        lags = torch.nn.functional.conv1d(bell[None, None], bell[None, None], padding=n - 1)[0, 0]
+        lags = lags / lags.max()
+        if axis == 0:
+            along = torch.cat([lags[n - 1 : n], 2 * lags[n:]])
+        else:
+            along = torch.nn.functional.pad(lags, (1, 0)) if n > 1 else lags
         window = window[..., None] * along
     return window.float()

@@ -1,0 +1,50 @@
+"""The registry of linear operators: every law in ``test_laws.py`` is tried on each, with another size on each axis."""
+
+from collections.abc import Callable
+
+import torch
+
+from blockkit.physics.fourier import NUFFT, DirectFourier
+from blockkit.physics.linop import LinearOperator
+from blockkit.physics.toeplitz import Toeplitz, padded_shape
+from blockkit.physics.trajectory import density_compensation, radial_3d
+
+Registry = list[tuple[str, Callable[[], LinearOperator]]]
+
+
+def scattered(image_shape: tuple[int, int, int], n_samples: int, seed: int = 0) -> torch.Tensor:
+    """Return random sample positions all over k-space, up to its edges."""
+    random = torch.rand(n_samples, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (random - 0.5) * torch.tensor(image_shape)
+
+
+def _weighted_toeplitz() -> Toeplitz:
+    trajectory = radial_3d(31, 14, (7, 5, 6))
+    return NUFFT(trajectory, (7, 5, 6)).toeplitz(density_compensation(trajectory, (7, 5, 6)))
+
+
+def _indefinite_toeplitz() -> Toeplitz:
+    generator = torch.Generator().manual_seed(0)
+    return Toeplitz(torch.randn(padded_shape((4, 7, 5)), generator=generator, dtype=torch.float64), (4, 7, 5))
+
+
+OPERATORS: Registry = [
+    ("exact sum", lambda: DirectFourier(scattered((4, 5, 6), 37), (4, 5, 6))),
+    ("exact sum, one slice", lambda: DirectFourier(radial_3d(9, 12, (1, 6, 5)), (1, 6, 5))),
+    ("finufft", lambda: NUFFT(scattered((7, 6, 9), 83), (7, 6, 9), engine="finufft")),
+    ("finufft, coarse", lambda: NUFFT(scattered((5, 8, 6), 61), (5, 8, 6), engine="finufft", tolerance=1e-2)),
+    ("finufft, one slice", lambda: NUFFT(radial_3d(11, 16, (1, 8, 7)), (1, 8, 7), engine="finufft")),
+    ("finufft, one row", lambda: NUFFT(scattered((1, 9, 1), 23), (1, 9, 1), engine="finufft")),
+    ("torchkbnufft", lambda: NUFFT(scattered((4, 6, 5), 41), (4, 6, 5), engine="torchkbnufft", tolerance=1e-2)),
+    (
+        "torchkbnufft, one slice",
+        lambda: NUFFT(radial_3d(7, 10, (5, 1, 6)), (5, 1, 6), engine="torchkbnufft", tolerance=1e-2),
+    ),
+    ("Toeplitz", _weighted_toeplitz),
+    ("Toeplitz, indefinite", _indefinite_toeplitz),
+    ("Toeplitz, one slice", lambda: NUFFT(radial_3d(13, 12, (6, 5, 1)), (6, 5, 1)).toeplitz()),
+    (
+        "composition",
+        lambda: NUFFT(scattered((5, 4, 7), 53), (5, 4, 7)) @ NUFFT(scattered((5, 4, 7), 29, 1), (5, 4, 7)).toeplitz(),
+    ),
+]

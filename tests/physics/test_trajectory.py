@@ -1,0 +1,153 @@
+"""Radial spokes and the density compensation, against geometry and against the exact answers that are known."""
+
+import math
+
+import pytest
+import torch
+from operators import scattered
+
+from blockkit.physics.fourier import NUFFT
+from blockkit.physics.trajectory import density_compensation, radial_3d
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 20, 14), (32, 5, 7)], ids=str)
+@pytest.mark.parametrize("n_readout", [16, 17, 1])
+def test_spokes_go_straight_through_the_center(shape, n_readout):
+    k = radial_3d(13, n_readout, shape)
+    assert k.shape == (13 * n_readout, 3)
+    assert k.dtype == torch.float32
+    spokes = k.view(13, n_readout, 3).double() / torch.tensor(shape)
+    assert (spokes[:, n_readout // 2] == 0).all()
+    radius = (torch.arange(n_readout) - n_readout // 2) / n_readout
+    directions = spokes[:, 0] / radius[0] if n_readout > 1 else torch.zeros(13, 3)
+    torch.testing.assert_close(spokes, radius[:, None] * directions[:, None].double(), atol=1e-7, rtol=0)
+    if n_readout > 1:
+        torch.testing.assert_close(directions.norm(dim=1), torch.ones(13).double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 20, 14)], ids=str)
+def test_each_axis_reaches_its_own_edge_and_not_further(shape):
+    largest = radial_3d(4000, 32, shape).abs().amax(dim=0) / torch.tensor(shape)
+    assert (largest <= 0.5).all()
+    assert (largest > 0.498).all()
+
+
+@pytest.mark.parametrize("n_spokes", [50, 377, 2000])
+@pytest.mark.parametrize("first", [0, 91])
+def test_any_spokes_in_a_row_cover_the_sphere_evenly(n_spokes, first):
+    k = radial_3d(first + n_spokes, 2, (8, 8, 8)).view(-1, 2, 3)[first:, 0].double() / -4
+    moments = k.T @ k / n_spokes
+    assert (moments - torch.eye(3) / 3).abs().max() < 1.5 / n_spokes**0.5 / 3
+
+
+def test_the_angles_are_the_golden_means():
+    k = -radial_3d(3, 2, (8, 8, 8)).view(3, 2, 3)[:, 0].double() / 4
+    height, azimuth = k[:, 0], torch.atan2(k[:, 1], k[:, 2]) / (2 * math.pi) % 1
+    torch.testing.assert_close(height[1:].tolist(), [0.465571, 0.931142], atol=1e-5, rtol=0)
+    torch.testing.assert_close(azimuth[1:].tolist(), [0.682328, 0.364656], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("thin", [0, 1, 2])
+def test_a_slice_is_covered_by_golden_angles_within_it(thin):
+    shape = [12, 12, 12]
+    shape[thin] = 1
+    k = radial_3d(30, 4, shape).view(30, 4, 3)[:, 0].double()
+    assert (k[:, thin] == 0).all()
+    a, b = (k[:, axis] for axis in range(3) if axis != thin)
+    angle = torch.atan2(-a, -b) % math.pi
+    steps = (angle[1:] - angle[:-1]) % math.pi
+    torch.testing.assert_close(steps, torch.full((29,), math.radians(111.246)).double(), atol=1e-4, rtol=0)
+
+
+def test_a_row_and_a_point_have_spokes_too():
+    assert radial_3d(2, 6, (1, 6, 1)).view(2, 6, 3)[:, :, 1].tolist() == [[-3, -2, -1, 0, 1, 2]] * 2
+    assert (radial_3d(2, 6, (1, 1, 1)) == 0).all()
+
+
+def test_wrong_counts_are_refused():
+    with pytest.raises(ValueError, match="n_spokes is 0"):
+        radial_3d(0, 8, (8, 8, 8))
+    with pytest.raises(TypeError, match=r"n_readout is 8\.0"):
+        radial_3d(8, 8.0, (8, 8, 8))
+    with pytest.raises(ValueError, match="expected three"):
+        radial_3d(8, 8, (8, 8))
+    with pytest.raises(ValueError, match="n_iterations is 0"):
+        density_compensation(radial_3d(8, 8, (8, 8, 8)), (8, 8, 8), n_iterations=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 10), (9, 7, 11), (1, 16, 15), (5, 1, 8), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("offset", [0.0, 0.37])
+def test_full_cartesian_sampling_weighs_one_each(shape, offset):
+    grid = torch.cartesian_prod(*(torch.arange(n) - n // 2 for n in shape)).view(-1, 3)
+    room = torch.tensor([n > 1 and n % 2 == 1 for n in shape])
+    weights = density_compensation(grid + offset * room, shape)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights, torch.ones(len(grid)), atol=2e-3, rtol=0)
+
+
+def test_twice_the_samples_weigh_half_each():
+    k = radial_3d(100, 24, (12, 12, 12))
+    once, twice = (density_compensation(trajectory, (12, 12, 12)) for trajectory in (k, torch.cat([k, k])))
+    torch.testing.assert_close(twice[: len(k)] + twice[len(k) :], once, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(("shape", "n_spokes"), [((20, 20, 20), 1300), ((1, 32, 32), 100)], ids=["k^2", "ramp"])
+def test_dense_radial_follows_the_law_of_its_geometry(shape, n_spokes):
+    k = radial_3d(n_spokes, 2 * shape[2], shape)
+    radius = k.norm(dim=1)
+    area = 4 * math.pi * radius**2 if shape[0] > 1 else 2 * math.pi * radius
+    expected = area * 0.5 / (2 * n_spokes)
+    weights = density_compensation(k, shape)
+    for low, high in ((1.4, 2.9), (2.9, 4.4), (4.4, 0.35 * shape[2])):
+        shell = (radius > low) & (radius < high)
+        assert abs(float(weights[shell].sum() / expected[shell].sum()) - 1) < 0.03
+
+
+def test_the_weights_add_up_to_the_volume_they_cover():
+    shape = (24, 18, 20)
+    weights = density_compensation(radial_3d(1500, 48, shape), shape)
+    assert math.pi / 6 < float(weights.sum()) / math.prod(shape) < 1.2 * math.pi / 6
+
+
+@pytest.mark.parametrize("shape", [(15, 9, 12), (1, 20, 17), (18, 18, 18)], ids=str)
+@pytest.mark.parametrize("n_spokes", [1, 30, 400])
+def test_weights_are_positive_and_finite(shape, n_spokes):
+    weights = density_compensation(radial_3d(n_spokes, 2 * max(shape), shape), shape)
+    assert weights.shape == (n_spokes * 2 * max(shape),)
+    assert torch.isfinite(weights).all()
+    assert (weights > 0).all()
+
+
+def test_weights_level_the_density_of_scattered_samples():
+    shape = (9, 12, 10)
+    k = scattered(shape, 250)
+    residual = [density_error(k, shape, density_compensation(k, shape, n_iterations=n)) for n in (1, 3, 8)]
+    assert residual[0] > residual[1] > residual[2]
+    assert residual[2] < 0.05
+
+
+def density_error(k, shape, weights):
+    """Return the RMS of Psi w - 1, with Psi written out over pairs of samples from the whole window."""
+    kernel = torch.ones(len(k), len(k), dtype=torch.float64)
+    for axis, n in enumerate(shape):
+        bell = torch.exp(-4 * ((torch.arange(n, dtype=torch.float64) - (n - 1) / 2) / n) ** 2)
+        phase = torch.polar(torch.ones(()).double(), 2 * math.pi * (k[:, axis, None] * torch.arange(n) / n))
+        transform = (phase[:, None] * phase[None].conj() * bell).sum(dim=-1)
+        kernel *= transform.abs() ** 2 / n / bell.square().sum()
+    return float((kernel @ weights.double() - 1).square().mean().sqrt())
+
+
+def test_gridding_with_the_weights_returns_the_image_at_its_own_scale():
+    shape = (18, 20, 16)
+    k = radial_3d(1200, 40, shape)
+    r = torch.cartesian_prod(*((torch.arange(n) - n // 2) / n for n in shape)).norm(dim=1).view(shape)
+    image = ((r < 0.4) * torch.exp(-((r / 0.2) ** 2))).to(torch.complex64)
+    F = NUFFT(k, shape)
+    gridded = F.adjoint(density_compensation(k, shape) * F(image))
+    assert float((gridded - image).norm() / image.norm()) < 0.04
+
+
+def test_repeated_samples_at_the_center_share_one_weight():
+    alone = density_compensation(torch.zeros(1, 3), (16, 15, 14))
+    shared = density_compensation(torch.zeros(50, 3), (16, 15, 14))
+    torch.testing.assert_close(shared, alone.expand(50) / 50, rtol=1e-3, atol=0)

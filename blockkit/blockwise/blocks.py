@@ -1,12 +1,14 @@
 """The heart: run a network on a volume block by block, with exactly the whole volume's output and gradients.
 
 Training a network on a whole volume keeps every layer's activations at full size until backward. Here the volume is
-cut into blocks; each is computed inside a larger window and only the block is kept. One axis, three blocks::
+cut into blocks; each is computed inside a larger window, and only the block is kept. One axis of 24 voxels, in blocks
+of 8 with a halo of 3::
 
-    volume      |###########|###########|###########|
-    window 0    [===========.....~~~]                      =  kept: every voxel of the volume comes from one block
-    window 1          [.....===========.....]              .  halo: computed, thrown away
-    window 2                   [~~~.....===========]       ~  shift: at an edge the window moves inward
+                0       8       16      24
+    volume      AAAAAAAABBBBBBBBCCCCCCCC
+    window 0    ========...:::                  =  kept: every voxel of the volume comes from one block
+    window 1         ...========...             .  halo: computed, thrown away
+    window 2              :::...========        :  the same; so that windows are all of one size and run together
 
 Why it is exact. A convolutional network sees only ``radius`` voxels around each output voxel (:mod:`.reach`). Inside
 the window, what lies more than the halo away from a kept voxel cannot change it, so a halo of at least the radius

@@ -71,7 +71,8 @@ def halo_and_stride(
         raise ValueError("The reach of this network is not known. Say how large a halo to use: halo=8, for instance.")
     _check_divisible(volume_shape, stride)
     used = needed if halo is None else _rounded(halo, stride)
-    if any(u < h and b < n for u, h, b, n in zip(used, needed, block, volume_shape, strict=True)):
+    is_cut = [b < n for b, n in zip(_rounded(block, stride), volume_shape, strict=True)]
+    if any(u < h and c for u, h, c in zip(used, needed, is_cut, strict=True)):
         short = f"halo is {halo}, expected at least {needed} (z, y, x), which is how far the network reaches. "
         _raise_or_warn([f"{short}Write halo={needed}, or leave it out."], exact)
     return used, stride

@@ -329,6 +329,31 @@ def test_a_hook_on_a_parameter_runs_once_with_the_whole_gradient():
     assert relative(tripled, 3 * seen[0]) < 1e-12
 
 
+def test_a_hook_after_accumulation_runs_once_for_each_parameter():
+    network, x, seen = build(plain), volume(9, 8, 7), []
+    for parameter in network.parameters():
+        parameter.register_post_accumulate_grad_hook(seen.append)
+    apply_blockwise(network, x, 4).sum().backward()
+    assert {id(p) for p in seen} == {id(p) for p in network.parameters()}
+    assert len(seen) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_offloading_and_checkpointing_around_the_blocks_change_nothing(recompute):
+    network, x = build(plain), volume(9, 8, 7)
+
+    def run(x: Tensor) -> Tensor:
+        return apply_blockwise(network, x, 4, recompute=recompute)
+
+    expected = gradients(run(x), x, network, torch.ones_like(x))
+    with torch.autograd.graph.save_on_cpu():
+        offloaded = run(x)
+    checkpointed = torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False)
+    for y in (offloaded, checkpointed):
+        found = gradients(y, x, network, torch.ones_like(x))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_gradcheck_passes():
     network = build(lambda: nn.Sequential(conv(2, 2), nn.Tanh()))
     weight = network[0].weight
@@ -631,6 +656,7 @@ def test_a_halo_below_the_reach_is_refused_with_the_halo_to_write():
 
 def test_no_halo_is_needed_along_an_axis_that_is_not_cut():
     assert worst_error(build(plain), volume(1, 12, 5), (1, 4, 5), halo=(0, 3, 0)) < 1e-10
+    assert worst_error(build(UNet), volume(4, 4, 32), (3, 1, 8), halo=(0, 0, 8)) < 1e-10
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm3d(4), nn.InstanceNorm3d(4), nn.GroupNorm(2, 4)])

@@ -72,10 +72,10 @@ def spread(event: Event, axis: str) -> str:
     return f"{_name(event)} {_ADVICE[kind]}. {_NEVER} (Seen along {axis}.)"
 
 
-def position(events: list[Event], axis: str) -> str:
+def position(short: list[Event], long: list[Event], axis: str) -> str:
     """Return the message for a network whose answer depends on where in the volume a window is."""
-    for event in events:
-        kind = _kind_of_place(event)
+    for event, longer in zip(short, long, strict=False):
+        kind = _kind_of_place(event, longer)
         if kind:
             return f"{_name(event)} {_ADVICE[kind]}. {_NEVER} (Seen along {axis}.)"
     return (
@@ -93,7 +93,7 @@ def size(where: str, shape: tuple[int, ...], least: int, error: Exception) -> st
     )
 
 
-def _kind_of_place(event: Event) -> str | None:
+def _kind_of_place(event: Event, longer: Event) -> str | None:
     names = {event.op, event.call}
     if event.options.get("align_corners"):
         return "align_corners"
@@ -101,8 +101,16 @@ def _kind_of_place(event: Event) -> str | None:
         return "pool"
     if event.options.get("mode") == "circular":
         return "circular"
-    kinds = ((_MOVES, "moves"), (_SCANS, "scan"), (_PLACES, "place"), (_CHANCE, "chance"))
-    return next((kind for words, kind in kinds if names & words), "fft" if "fft" in event.op else None)
+    for words, kind in ((_MOVES, "moves"), (_SCANS, "scan"), (_CHANCE, "chance"), (_PLACES, "place")):
+        if names & words:
+            return kind
+    grows = [
+        any(map(growing, *shapes))
+        for shapes in ((event.shapes_in, longer.shapes_in), (event.shapes_out, longer.shapes_out))
+    ]
+    if windowed(event) and grows == [False, True]:
+        return "place"
+    return "fft" if "fft" in event.op else None
 
 
 def _name(event: Event) -> str:

@@ -29,6 +29,10 @@ _MIXERS = {
     "sum", "var", "var_mean", "_log_softmax", "_native_batch_norm_legit_no_training", "_prelu_kernel", "_softmax",
 }  # fmt: skip
 _ROUNDING = {torch.float32: 1e-4, torch.complex64: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-2}
+_HIDERS = {
+    "argmax", "argmin", "eq", "ge", "gt", "heaviside", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not",
+    "logical_or", "lt", "masked_fill", "max_unpool2d", "max_unpool3d", "nan_to_num", "ne", "sgn", "sign", "where",
+}  # fmt: skip
 _DRAWS = {"bernoulli_", "empty_like", "new_empty"}
 
 
@@ -110,6 +114,7 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def run(self, network: nn.Module, x: Tensor) -> Tensor:
         """Return ``network(x)``, watched, without a graph, and without moving the random state."""
         self.watch.stack.clear()
+        x = x.clone()  # the first layer may overwrite its input
         with torch.random.fork_rng(devices=[]), torch.no_grad(), self, self._calls:
             torch.default_generator.manual_seed(0)
             result: Tensor = network(x)
@@ -291,7 +296,11 @@ def understood(events: list[Event], grown: list[tuple[int, ...]]) -> bool:
     """Say whether every operation is one whose edges are known, so that NaN edges tell the whole truth."""
     for event, axes in zip(events, grown, strict=True):
         cut = event.op in _CUTS and any(_changed(event, axis) for axis in axes)
-        known = event.pointwise or event.op in _HANDLERS or event.op in VIEWS | _CUTS | _MIXERS | _DRAWS
+        known = (
+            (event.pointwise and event.op.rstrip("_") not in _HIDERS)
+            or event.op in _HANDLERS
+            or event.op in VIEWS | _CUTS | _MIXERS | _DRAWS
+        )
         if cut or not known:
             return False
     return True

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import _disable_current_modes
 
 from blockkit.blockwise import blame
@@ -25,7 +26,7 @@ from blockkit.blockwise.probe import Probe, Watch, growing_axes, total_stride, u
 from blockkit.checks import Shape3
 
 _LONGEST = 1024
-_SIZES = (*range(1, 11), 12, 14, 15, 16, 18, 20, 21, 24, 25, 27, 28, 30, 32, 36, 40, 48, 64)
+_SIZES = (*range(1, 11), 12, 14, 15, 16, 18, 20, 21, 24, 25, 27, 28, 30, 32)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def reach(network: nn.Module, *, n_channels: int | None = None) -> Reach:
         before = _settings(twin)
         result = _Prober(twin, n_channels).reach()
     after = _settings(twin)
-    counters = frozenset(name for name in before if before[name] != after.get(name))
+    counters = frozenset(name for name in before | after if before.get(name) != after.get(name))
     _cache[network] = (_signature(network, counters, n_channels), counters, result)
     return result
 
@@ -177,6 +178,7 @@ class _Attempt:
         self.whole, self.whole_y = self._run(self.whole_x)
         self.window, self.window_y = self._run(self._windows(1))
         self.grown = growing_axes(self.window.events, self.whole.events)
+        self.understood = self.grown is not None and understood(self.window.events, self.grown)
 
     def find(self) -> _Axis | None:
         """Return the reach, or None if the volume is too short for it."""
@@ -193,7 +195,7 @@ class _Attempt:
                 return None
             if self._window_equals_whole(halo, stride):
                 return _Axis(max(radius, depth), stride, halo, self._layers())
-        raise _Misfit(blame.position(self.whole.events, "zyx"[self.axis]))
+        raise _Misfit(blame.position(self.window.events, self.whole.events, "zyx"[self.axis]))
 
     def _run(self, x: Tensor, **options: object) -> tuple[Probe, Tensor]:
         probe = Probe(self.prober.watch, **options)  # type: ignore[arg-type]
@@ -218,33 +220,41 @@ class _Attempt:
             )
         stride = total_stride(self.window.events, self.whole.events, self.unit)
         if self.unit % stride:
-            raise _Misfit(blame.position(self.whole.events, "zyx"[self.axis]))
+            raise _Misfit(blame.position(self.window.events, self.whole.events, "zyx"[self.axis]))
         return stride
 
     def _radius(self, stride: int) -> int | None:
         """Mark one plane after the other, for all phases of the stride, and look how far the mark has come."""
         center, farthest = self.length // 2 // stride * stride, 0
-        planes = range(center, center + stride)
-        at_once = max(1, 2**17 // (self.length * self.prober.least**2))
+        at_once = max(2, 2**17 // (self.length * self.prober.least**2))
         for first in range(center, center + stride, at_once):
-            some = planes[first - center : first - center + at_once]
-            x = self.prober.volume(self.axis, self.length, max(2, len(some)))
-            for i, plane in enumerate(some):
-                x[i].select(1 + self.axis, plane).fill_(math.nan)
-            touched = self._lines(self._run(x, nan=True)[1])
-            for i, plane in enumerate(some):
-                positions = touched[i].nonzero().flatten()
-                if not len(positions):
-                    continue
+            planes = [min(first + i, center + stride - 1) for i in range(min(at_once, max(2, stride)))]
+            x = self.prober.volume(self.axis, self.length, len(planes))
+            touched = self._touched(x, planes, math.nan)
+            if not self.understood:  # something may have stopped the NaN: change the plane to other numbers, too
+                touched |= self._touched(x, planes, 1e3) | self._touched(x, planes, 0.1)
+            for plane, line in zip(planes, touched, strict=True):
+                positions = line.nonzero().flatten().tolist() or [plane]
                 if positions[0] == 0 or positions[-1] == self.length - 1:
-                    self._blame_spread(x)
+                    self._blame_spread(x, plane)
                     return None
-                farthest = max(farthest, plane - int(positions[0]), int(positions[-1]) - plane)
+                farthest = max(farthest, plane - positions[0], positions[-1] - plane)
         return farthest
+
+    def _touched(self, x: Tensor, planes: list[int], value: float) -> Tensor:
+        """Set one plane of each volume to ``value``: where along the axis does the output change?"""
+        marked = x.clone()
+        for volume, plane in zip(marked, planes, strict=True):
+            volume.select(1 + self.axis, plane).fill_(value)
+        y = self._run(marked, nan=math.isnan(value))[1]
+        if not math.isnan(value):
+            before = self._run(x)[1]
+            y = torch.where((y - before).abs() > 1e-12 * before.abs().max(), math.nan, 0.0)
+        return self._lines(y)
 
     def _depth(self, stride: int) -> int | None:
         """Make all padding NaN, and look how deep it comes in."""
-        if not understood(self.window.events, self.grown or []):
+        if not self.understood:
             return 0
         x = self.prober.volume(self.axis, self.length, 3)
         touched = self._lines(self._run(x, grown=self.grown)[1]).any(0)
@@ -259,8 +269,9 @@ class _Attempt:
         """Reduce to ``(window, position along the axis)``: is there a NaN?"""
         return y.isnan().movedim(2 + self.axis, 1).flatten(2).any(2)
 
-    def _blame_spread(self, x: Tensor) -> None:
+    def _blame_spread(self, x: Tensor, plane: int) -> None:
         """Refuse by name if one operation brought the mark from inside to an end of the volume at once."""
+        x.select(2 + self.axis, plane).fill_(math.nan)
         probe = Probe(self.prober.watch, nan=True)
         probe.inspect = finder = blame.SpreadFinder(self.window.events, self.whole.events)
         probe.run(self.prober.twin, x)
@@ -287,15 +298,24 @@ class _Attempt:
 
 def _twin(network: nn.Module) -> nn.Module:
     """Copy the network to the CPU in double precision, with positive weights: no zero hides what it sees."""
+    stand_ins: dict[int, object] = {}
+    for module in network.modules():
+        weight = module._parameters.get("weight") if isinstance(module, _ConvNd) else None
+        if weight is not None:  # the probe looks at its shape alone: one number, expanded, takes no memory
+            stand_ins[id(weight)] = nn.Parameter(torch.ones((), dtype=torch.float64, device="cpu").expand(weight.shape))
+    for value in (*network.parameters(), *network.buffers()):
+        if value.is_meta and id(value) not in stand_ins:
+            ones = torch.ones(value.shape, dtype=torch.float64, device="cpu")
+            stand_ins[id(value)] = nn.Parameter(ones) if isinstance(value, nn.Parameter) else ones
     try:
-        twin = copy.deepcopy(network).to("cpu", torch.float64)
+        twin = copy.deepcopy(network, stand_ins).to("cpu", torch.float64)
     except Exception as error:
         raise ValueError(
-            f"The network cannot be copied to be probed: {error}. Remove what copy.deepcopy cannot copy, or give halo=."
+            f"The network cannot be copied to be probed: {error}. Remove what copy.deepcopy cannot copy."
         ) from error
     generator = torch.Generator("cpu").manual_seed(0)
     for parameter in twin.parameters():
-        if parameter.is_floating_point() and parameter.numel():
+        if parameter.is_floating_point() and parameter.numel() and 0 not in parameter.stride():
             scale = 1 / parameter[0].numel() if parameter.ndim > 1 else 1.0
             parameter.data.uniform_(0.7 * scale, 1.3 * scale, generator=generator)
     return twin

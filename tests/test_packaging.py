@@ -233,3 +233,26 @@ def test_the_license_is_the_one_that_the_metadata_names() -> None:
 
 def test_the_changelog_knows_this_version() -> None:
     assert f"## [{PROJECT['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_every_notebook() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    notebooks = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert notebooks
+    assert set(re.findall(r"notebooks/(\w+\.ipynb)", readme)) == notebooks
+
+
+def test_every_name_in_the_readme_exists() -> None:
+    import blockkit
+
+    names = set(re.findall(r"\bbk\.(\w+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {name for name in names if not hasattr(blockkit, name)} == set()
+    assert blockkit.__version__ == PROJECT["project"]["version"] == metadata.version("blockkit")
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert example is not None
+    exec(compile(example.group(1), "README.md", "exec"), {})
+    assert re.search(r"PSNR \d+\.\d dB", capsys.readouterr().out)

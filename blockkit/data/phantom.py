@@ -58,7 +58,7 @@ def pulmonary_phantom(image_shape: Sequence[int], *, seed: int = 0) -> Tensor:
        Annals of Biomedical Engineering 28:793-802, 2000 (how the trees fill the lungs).
     """
     grid, factors = make_grid(check_shape3(image_shape))
-    person = _Person(grid, check_count(seed, "seed", 0))
+    person = Person(grid, check_count(seed, "seed", 0))
     person.paint_body()
     person.paint_bones()
     person.paint_abdomen()
@@ -68,8 +68,16 @@ def pulmonary_phantom(image_shape: Sequence[int], *, seed: int = 0) -> Tensor:
     return torch.from_numpy(pool(person.finish(), factors))
 
 
-class _Person(Painter):
-    """Paints one person from the skin inwards."""
+class Person(Painter):
+    """Paints one person from the skin inwards.
+
+    Parameters
+    ----------
+    grid
+        Where to paint.
+    seed
+        Which person.
+    """
 
     def __init__(self, grid: Grid, seed: int) -> None:
         streams = np.random.SeedSequence([seed, 0x7409A]).spawn(6)

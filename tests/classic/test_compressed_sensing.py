@@ -106,6 +106,11 @@ def test_the_unit_of_the_kspace_only_scales_the_image(scale):
     assert torch.linalg.vector_norm(scaled / scale - x) < 1e-4 * torch.linalg.vector_norm(x)
 
 
+def test_no_graph_is_built_when_the_kspace_needs_gradients():
+    A, kspace, _ = problem((4, 6, 8))
+    assert not compressed_sensing(A, kspace.requires_grad_(), n_iterations=3).requires_grad
+
+
 def test_zero_kspace_gives_zero():
     A, kspace, _ = problem((4, 6, 8))
     assert torch.equal(compressed_sensing(A, 0 * kspace), torch.zeros(4, 6, 8, dtype=torch.complex128))

@@ -45,8 +45,8 @@ def compressed_sensing(
     speak of those voxels, the penalty fills them, and they are cut off at the end.
 
     It applies ``A.adjoint`` once and ``A.normal`` once an iteration. The step is one over the largest eigenvalue of
-    ``A.normal`` (ten power iterations, 2 % of safety). Memory: about eight images besides the operator's own. Gradients do not flow
-    through it.
+    ``A.normal`` (ten power iterations, 2 % of safety). Memory: about eight images besides the operator's
+    own. Gradients do not flow through it.
 
     Parameters
     ----------

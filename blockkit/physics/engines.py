@@ -173,8 +173,9 @@ def workspace_bytes(
     The adjoint spreads into copies of parts of the fine grid first: together at most about as large again.
     """
     if engine is Torchkbnufft:
-        grid = math.prod(_table_grid(image_shape))
-        return 3 * grid * dtype.itemsize + 8 * n_samples * dtype.itemsize
+        grids, columns, images = (2, 16, 2) if adjoint else (2, 12, 0)
+        grid = grids * math.prod(_table_grid(image_shape)) + images * math.prod(image_shape)
+        return (grid + columns * n_samples) * dtype.itemsize
     factor = oversampling(dtype, tolerance)
     width = math.ceil(-math.log10(_asked(dtype, tolerance)) * (1 if factor == 2 else 1.65)) + 2
     grid = math.prod(_next_smooth(max(math.ceil(factor * n), 2 * width)) for n in image_shape)

@@ -76,12 +76,12 @@ class DirectFourier(LinearOperator):
         """Yield chunks of samples, each with its phase factors (voxel, sample) along z, y and x."""
         step = max(1, _CHUNK // (self.in_shape[0] * self.in_shape[1]))
         for start in range(0, self.out_shape[0], step):
-            k = self.trajectory[start : start + step].double()
+            k = self.trajectory[start : start + step].to(_home(self.device)).double()
             phases = []
             for axis, n in enumerate(self.in_shape):
                 r = torch.arange(n, dtype=torch.float64, device=k.device) - n // 2
                 turn = -2 * torch.pi * r[:, None] * k[:, axis] / n
-                phases.append(torch.polar(torch.ones_like(turn), turn).to(dtype))
+                phases.append(torch.polar(torch.ones_like(turn), turn).to(dtype).to(self.device))
             yield slice(start, start + step), phases[0], phases[1], phases[2]
 
 
@@ -143,6 +143,8 @@ class NUFFT(LinearOperator):
         self.engine, self.tolerance = self._kind.name, tolerance
         self._asked_for = engine
         self._engine: Engine | None = None
+        if self.device != _home(self.device):
+            warnings.warn(f"No NUFFT runs on {self.device}: it runs on the CPU, and comes back.", stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_engine": None}
@@ -177,10 +179,12 @@ class NUFFT(LinearOperator):
         Toeplitz
             Differs from the exact :math:`F^H W F` by at most ``tolerance`` relative to its largest eigenvalue.
         """
-        finest = finest_tolerance(self._kind)
-        F = NUFFT(self.trajectory, self.in_shape, engine=self.engine, tolerance=max(self.tolerance / 10, finest))
+        trajectory = self.trajectory.to(_home(self.device))
+        weights = weights.to(trajectory.device) if isinstance(weights, Tensor) else weights
+        tolerance = max(self.tolerance / 10, finest_tolerance(self._kind))
+        F = NUFFT(trajectory, self.in_shape, engine=self.engine, tolerance=tolerance)
         dtype = torch.float32 if self.tolerance >= 1e-5 else torch.float64
-        return Toeplitz(toeplitz_kernel(F, self.trajectory, weights, dtype=dtype), self.in_shape)
+        return Toeplitz(toeplitz_kernel(F, trajectory, weights, dtype=dtype).to(self.device), self.in_shape)
 
     def _forward(self, x: Tensor) -> Tensor:
         y = x.new_empty(*x.shape[:-3], *self.out_shape)
@@ -283,7 +287,6 @@ def _home(device: torch.device) -> torch.device:
 
 
 def _away(step: Callable[[Tensor, Tensor], None], source: Tensor, result: Tensor) -> None:
-    warnings.warn(f"No NUFFT runs on {source.device.type}: it runs on the CPU, and comes back.", stacklevel=2)
     worked = torch.empty(result.shape, dtype=result.dtype)
     step(source.cpu(), worked)
     result.copy_(worked)

@@ -389,6 +389,35 @@ def test_adjointness_does_not_depend_on_the_number_of_threads():
         torch.set_num_threads(n_threads)
 
 
+def test_elsewhere_than_on_cpu_or_cuda_the_work_is_done_at_home(monkeypatch):
+    shape = (5, 6, 4)
+    trajectory, x, y = scattered(shape, 40), random(2, *shape), random(40)
+
+    def everything():
+        F = NUFFT(trajectory, shape)
+        return F(x), F.adjoint(y), F.toeplitz()(x), DirectFourier(trajectory, shape)(x)
+
+    expected = everything()
+    monkeypatch.setattr(fourier, "_home", lambda device: torch.device("cpu", 0))
+    with pytest.warns(UserWarning, match="No NUFFT runs on cpu: it runs on the CPU, and comes back"):
+        got = everything()
+    for a, b in zip(got, expected, strict=True):
+        assert relative(a, b) < 1e-14
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (12, 16, 10), (1, 32, 32)], ids=str)
+def test_the_bytes_predicted_for_torchkbnufft_bound_what_it_takes(shape):
+    F = NUFFT(scattered(shape, 3000), shape, engine="torchkbnufft", tolerance=0.1)
+    x, y = random(*shape, dtype=torch.complex64), random(3000, dtype=torch.complex64)
+    for apply, value in ((F.forward, x), (F.adjoint, y)):
+        apply(value)
+        with measure_peak() as real:
+            apply(value)
+        with FakeTensorMode(allow_non_fake_inputs=True), measure_peak() as predicted:
+            apply(torch.empty(value.shape, dtype=value.dtype))
+        assert real.bytes <= predicted.bytes <= 2 * real.bytes
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("engine", ["auto", "cufinufft", "torchkbnufft"])

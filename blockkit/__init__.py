@@ -1,1 +1,71 @@
-"""Block-wise model-based deep learning for 3D non-Cartesian MRI."""
+"""Block-wise model-based deep learning for 3D non-Cartesian MRI.
+
+Follow one volume: a scan, its encoding operator A, the unrolled network, blocks, an image, slices.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from blockkit.blockwise.blocks import apply_blockwise
+from blockkit.blockwise.memory import measure_peak, predict_peak
+from blockkit.blockwise.reach import reach
+from blockkit.classic.compressed_sensing import compressed_sensing, tune_reg_weight
+from blockkit.data.formats import save_nifti
+from blockkit.data.phantom import pulmonary_phantom
+from blockkit.data.scan import Scan, load_scan, simulate_scan
+from blockkit.mbdl.networks import ResidualCNN
+from blockkit.mbdl.training import fit
+from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.mbdl.weights import load_model, pretrained, save_weights
+from blockkit.metrics import nrmse, psnr, ssim
+from blockkit.physics.coils import simulate_maps
+from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
+from blockkit.physics.linop import LinearOperator, adjoint_error
+from blockkit.physics.sense import Encoding
+from blockkit.physics.trajectory import density_compensation, radial_3d
+
+if TYPE_CHECKING:
+    from blockkit.show.slices import SliceViewer as SliceViewer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NUFFT",
+    "DirectFourier",
+    "Encoding",
+    "LinearOperator",
+    "ResidualCNN",
+    "Scan",
+    "Toeplitz",
+    "UnrolledNetwork",
+    "adjoint_error",
+    "apply_blockwise",
+    "compressed_sensing",
+    "density_compensation",
+    "fit",
+    "load_model",
+    "load_scan",
+    "measure_peak",
+    "nrmse",
+    "predict_peak",
+    "pretrained",
+    "psnr",
+    "pulmonary_phantom",
+    "radial_3d",
+    "reach",
+    "save_nifti",
+    "save_weights",
+    "simulate_maps",
+    "simulate_scan",
+    "ssim",
+    "tune_reg_weight",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the drawing wing, with matplotlib and ipywidgets, only when someone asks for it."""
+    if name == "show":
+        return import_module("blockkit.show")
+    if name == "SliceViewer":
+        return import_module("blockkit.show").SliceViewer
+    raise AttributeError(f"module 'blockkit' has no attribute {name!r}")

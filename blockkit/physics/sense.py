@@ -103,15 +103,27 @@ class Encoding(LinearOperator):
 
     @cached_property
     def lipschitz(self) -> float:
-        r"""An upper bound of the largest eigenvalue of ``normal``, computed once.
+        r"""The largest eigenvalue of ``normal``, with a margin, computed once.
 
-        :math:`\|\sum_c S_c^H T S_c\| \le \|T\| \max \sum_c |S_c|^2` with :math:`T = F^H W F` of a single coil, whose
-        norm is bounded by its Toeplitz spectrum, or else estimated from twelve power iterations and 5 % of margin.
+        Without weights it lives where k-space is densest, at the centre: power iteration on a grid of at most 16 voxels
+        an axis and the samples inside it finds it to 1 %; the margin is 2 %. With weights it may live anywhere, so ten
+        iterations run at full size, with a margin of 10 %.
         """
-        coverage = max(float((self.maps[:, z].abs() ** 2).sum(dim=0).max()) for z in range(self.in_shape[0]))
-        if self.normal_kind == "toeplitz":
-            return self.toeplitz.spectral_bound * coverage
-        return 1.05 * coverage * largest_eigenvalue(self._single_coil_normal, self.in_shape, n_iterations=12)
+        if self.weights is None:
+            coarse = self._coarse(16)
+            return 1.02 * largest_eigenvalue(coarse._normal, coarse.in_shape, n_iterations=20, device=self.device)
+        return 1.1 * largest_eigenvalue(self._normal, self.in_shape, n_iterations=10, device=self.device)
+
+    def _coarse(self, most: int) -> "Encoding":
+        """Return the same scan at a lower resolution: fewer voxels over the same field of view, and their samples."""
+        maps, inside = self.maps, torch.ones(len(self.trajectory), dtype=torch.bool, device=self.device)
+        for axis, n in enumerate(self.in_shape):
+            m = min(n, most)
+            if m < n:
+                places = ((torch.arange(m) - m // 2) * n / m).round().long() + n // 2
+                maps = maps.index_select(axis + 1, places.to(maps.device))
+                inside &= self.trajectory[:, axis].abs() <= m / 2
+        return Encoding(self.trajectory[inside], maps, engine=self.fourier.engine, normal="toeplitz")
 
     def weighted(self, weights: Tensor | None) -> Self:
         """Return the operator with other ``weights``, sharing maps, NUFFT and density with this one."""

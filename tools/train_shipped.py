@@ -16,8 +16,8 @@ from blockkit.mbdl.weights import SHIPPED
 
 TRAINING_SEEDS = range(1000, 1100)
 VALIDATION_SEEDS = range(2000, 2004)
-IMAGE_SHAPES = ((40, 32, 40), (40, 40, 40), (48, 40, 48), (40, 48, 44), (56, 40, 48), (64, 48, 64))
-SHAPE_ODDS = (0.3, 0.15, 0.25, 0.1, 0.1, 0.1)
+IMAGE_SHAPES = ((48, 40, 48), (44, 44, 40), (56, 40, 40), (64, 48, 64))
+SHAPE_ODDS = (0.45, 0.25, 0.15, 0.15)
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,7 +39,7 @@ class SimulatedScans(Sequence[bk.Scan]):
 
 
 def make_scan(seed: int) -> bk.Scan:
-    """Simulate the scan of a seed: acceleration 5 to 18, 3 to 6 coils, noise 0.5 to 5 %, phantom 1.5 x finer."""
+    """Simulate the scan of a seed: acceleration 5 to 18, 3 to 5 coils, noise 0.5 to 5 %, phantom 1.5 x finer."""
     rng = np.random.default_rng(seed)
     shape = IMAGE_SHAPES[rng.choice(len(IMAGE_SHAPES), p=SHAPE_ODDS)]
     fine = tuple(round(1.5 * n) for n in shape)
@@ -47,7 +47,7 @@ def make_scan(seed: int) -> bk.Scan:
     n_spokes = round(np.pi / 2 * max(shape) ** 2 / acceleration)
     noise = float(np.exp(rng.uniform(np.log(0.005), np.log(0.05))))
     volume = bk.pulmonary_phantom(fine, seed=seed) * float(np.exp(rng.uniform(-1, 1)))
-    n_coils = int(rng.integers(3, 7))
+    n_coils = int(rng.integers(3, 6))
     return bk.simulate_scan(volume, shape, n_coils=n_coils, n_spokes=n_spokes, noise=noise, seed=seed)
 
 
@@ -61,7 +61,7 @@ def make_model() -> bk.UnrolledNetwork:
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, train, and write weights and log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--n-steps", type=int, default=4000)
+    parser.add_argument("--n-steps", type=int, default=2300)
     parser.add_argument("--only-simulate", action="store_true", help="make the scans and stop")
     args = parser.parse_args(argv)
     work = ROOT / "build" / "training"

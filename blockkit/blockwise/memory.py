@@ -146,7 +146,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         lifted = func.overloadpacket.__name__ in ("lift_fresh", "lift")
         if self.fake_mode is not None and not lifted:
-            args, kwargs = tree_map_only(Tensor, self.fake, (args, kwargs))
+            args, kwargs = self.all_fake(args), self.all_fake(kwargs)
         old = {storage._cdata: storage.nbytes() for storage in _storages((args, kwargs))}
         result = func(*args, **kwargs)
         returns = func._schema.returns
@@ -176,6 +176,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.watches[key] = weakref.ref(storage, forget)
         self.add(storage.nbytes() - self.sizes[key])
         self.sizes[key] = storage.nbytes()
+
+    def all_fake(self, tree: Any) -> Any:
+        """Return nested lists, tuples and dicts with a fake for each tensor in them."""
+        if isinstance(tree, Tensor):
+            return self.fake(tree)
+        if type(tree) in (list, tuple):
+            return type(tree)(map(self.all_fake, tree))
+        return {key: self.all_fake(value) for key, value in tree.items()} if type(tree) is dict else tree
 
     def fake(self, value: Tensor) -> Tensor:
         """Return the fake that stands for a tensor; views of one storage stand on one fake storage."""

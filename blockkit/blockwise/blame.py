@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockkit.blockwise.probe import VIEWS, Event, growing, windowed
+from blockkit.blockwise.trace import VIEWS, Event, growing
 
 _NEVER = "Block by block can never equal the whole volume with it."
 _ADVICE = {
@@ -42,7 +42,7 @@ class SpreadFinder:
     def __call__(self, index: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Look at operation number ``index``."""
         event, longer = self.short[index], self.long[index]
-        if self.culprit or event.op in VIEWS or windowed(event):
+        if self.culprit or event.op in VIEWS or event.windowed:
             return
         before = {
             _spread(value, a, b)
@@ -108,7 +108,7 @@ def _kind_of_place(event: Event, longer: Event) -> str | None:
         any(map(growing, *shapes))
         for shapes in ((event.shapes_in, longer.shapes_in), (event.shapes_out, longer.shapes_out))
     ]
-    if windowed(event) and grows == [False, True]:
+    if event.windowed and grows == [False, True]:
         return "place"
     return "fft" if "fft" in event.op else None
 

@@ -8,7 +8,6 @@ product, so what is NaN in the output is what an edge, or a marked input voxel, 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -18,41 +17,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-VIEWS = {
-    "alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "native_channel_shuffle", "permute",
-    "pixel_shuffle", "pixel_unshuffle", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view", "_reshape_alias",
-    "_to_copy", "_unsafe_view",
-}  # fmt: skip
-_CUTS = {"cat", "narrow", "select", "slice", "split", "split_with_sizes", "stack", "unbind"}
-_MIXERS = {
-    "addmm", "amax", "amin", "bmm", "linalg_vector_norm", "mean", "mm", "native_batch_norm", "native_layer_norm",
-    "sum", "var", "var_mean", "_log_softmax", "_native_batch_norm_legit_no_training", "_prelu_kernel", "_softmax",
-}  # fmt: skip
+from blockkit.blockwise.trace import Event
+
 _ROUNDING = {torch.float32: 1e-4, torch.complex64: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-2}
-_HIDERS = {
-    "argmax", "argmin", "eq", "ge", "gt", "heaviside", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not",
-    "logical_or", "lt", "masked_fill", "max_unpool2d", "max_unpool3d", "nan_to_num", "ne", "sgn", "sign", "where",
-}  # fmt: skip
-_DRAWS = {"bernoulli_", "empty_like", "new_empty"}
-
-
-@dataclass(frozen=True)
-class Event:
-    """One operation as it passed by."""
-
-    layer: str
-    """Path and type of the module that it runs in, such as ``encoder.0 (Conv3d)``."""
-    call: str
-    """The torch function that the network called, such as ``interpolate``."""
-    op: str
-    """The operation that PyTorch ran for it."""
-    pointwise: bool
-    shapes_in: tuple[torch.Size, ...]
-    shapes_out: tuple[torch.Size, ...]
-    text: str
-    """For windowed operations, their geometry."""
-    options: dict[str, Any]
-    """Options of the call that matter: ``mode``, ``align_corners``."""
 
 
 class Watch:
@@ -139,6 +106,7 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._calls.name,
                 op,
                 pointwise,
+                handler is not None,
                 shapes_in,
                 tuple(value.shape for value in outputs),
                 self._text,
@@ -271,55 +239,6 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     **{f"max_pool{n}d_with_indices": Probe.pool for n in (2, 3)},
     **{f"{kind}{n}d": Probe.upsample for kind in _RESAMPLING for n in (1, 2, 3)},
 }
-
-
-def growing_axes(short: list[Event], long: list[Event]) -> list[tuple[int, ...]] | None:
-    """Compare two runs: which axes of each operation's first input grow with the volume. None: the runs differ."""
-    if [event.op for event in short] != [event.op for event in long]:
-        return None
-    return [
-        growing(a.shapes_in[0], b.shapes_in[0]) if a.shapes_in and b.shapes_in else ()
-        for a, b in zip(short, long, strict=True)
-    ]
-
-
-def total_stride(short: list[Event], long: list[Event], growth: int) -> int:
-    """Return the least number of voxels by which the volume must move for every inner grid to move by whole voxels."""
-    steps = {1}
-    for a, b in zip(short, long, strict=True):
-        for shape_a, shape_b in zip(a.shapes_out, b.shapes_out, strict=True):
-            steps |= {Fraction(shape_b[i] - shape_a[i], growth).denominator for i in growing(shape_a, shape_b)}
-    return math.lcm(*steps)
-
-
-def understood(events: list[Event], grown: list[tuple[int, ...]]) -> bool:
-    """Say whether every operation is one whose edges are known, so that NaN edges tell the whole truth."""
-    for event, axes in zip(events, grown, strict=True):
-        cut = event.op in _CUTS and any(_changed(event, axis) for axis in axes)
-        known = (
-            (event.pointwise and event.op.rstrip("_") not in _HIDERS)
-            or event.op in _HANDLERS
-            or event.op in VIEWS | _CUTS | _MIXERS | _DRAWS
-        )
-        if cut or not known:
-            return False
-    return True
-
-
-def windowed(event: Event) -> bool:
-    """Say whether the operation sees a window of bounded size."""
-    return event.op in _HANDLERS
-
-
-def _changed(event: Event, axis: int) -> bool:
-    """Say whether a cut changes the size of ``axis``, or takes the axis away."""
-    size = event.shapes_in[0][axis]
-    return any(len(shape) != len(event.shapes_in[0]) or shape[axis] != size for shape in event.shapes_out)
-
-
-def growing(a: torch.Size, b: torch.Size) -> tuple[int, ...]:
-    """Return the axes on which two shapes of the same operation differ."""
-    return tuple(i for i, (m, n) in enumerate(zip(a, b, strict=True)) if m != n) if len(a) == len(b) else ()
 
 
 def _n_spatial(func: Any) -> int:

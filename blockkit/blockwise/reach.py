@@ -1,32 +1,21 @@
 """What a network sees: how far around a voxel it looks, and by how much it may be shifted.
 
-:func:`reach` finds out by running a copy of the network on small volumes, long in one axis and thin in the others
-(:mod:`.probe`), and asks four questions on each axis:
-
-1. Which inner grids are coarser? Their ratio to the volume's grid is the stride.
-2. If one plane of the input is NaN, which planes of the output are? The farthest gives the radius.
-3. If all padding is NaN, how deep does it come in from the edges? That gives the halo.
-4. Is the output of a window, away from its edges, the output of the whole volume? Only then is the answer believed.
+:func:`reach` copies the network, gives the copy positive weights, and runs it on small volumes: :mod:`.questions` says
+what it asks there, :mod:`.probe` how it watches, :mod:`.blame` what it answers when a network sees the whole volume.
 """
 
 import copy
-import math
 import warnings
 from dataclasses import dataclass
-from itertools import product
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import _disable_current_modes
 
-from blockkit.blockwise import blame
-from blockkit.blockwise.probe import Probe, Watch, growing_axes, total_stride, understood
+from blockkit.blockwise.questions import Prober
 from blockkit.checks import Shape3
-
-_LONGEST = 1024
-_SIZES = (*range(1, 11), 12, 14, 15, 16, 18, 20, 21, 24, 25, 27, 28, 30, 32)
 
 
 @dataclass(frozen=True)
@@ -87,213 +76,17 @@ def reach(network: nn.Module, *, n_channels: int | None = None) -> Reach:
         warnings.simplefilter("ignore")
         twin = _twin(network)
         before = _settings(twin)
-        result = _Prober(twin, n_channels).reach()
+        z, y, x = Prober(twin, n_channels).axes()
     after = _settings(twin)
+    result = Reach(
+        (z.radius, y.radius, x.radius),
+        (z.stride, y.stride, x.stride),
+        (z.halo, y.halo, x.halo),
+        tuple(dict.fromkeys((*z.layers, *y.layers, *x.layers))),
+    )
     counters = frozenset(name for name in before | after if before.get(name) != after.get(name))
     _cache[network] = (_signature(network, counters, n_channels), counters, result)
     return result
-
-
-@dataclass
-class _Axis:
-    radius: int
-    stride: int
-    halo: int
-    layers: list[str]
-
-
-class _Misfit(Exception):
-    """The sizes tried do not suit the network's stride, or nothing does."""
-
-
-class _Prober:
-    """Runs the copy of a network on volumes that are long in one axis."""
-
-    def __init__(self, twin: nn.Module, n_channels: int | None) -> None:
-        self.twin, self.watch = twin, Watch(twin)
-        self.n_channels, self.least = self._find_door(n_channels)
-
-    def reach(self) -> Reach:
-        """Probe the three axes."""
-        z, y, x = (self._probe_axis(axis) for axis in range(3))
-        layers = dict.fromkeys((*z.layers, *y.layers, *x.layers))
-        return Reach(
-            (z.radius, y.radius, x.radius), (z.stride, y.stride, x.stride), (z.halo, y.halo, x.halo), tuple(layers)
-        )
-
-    def _find_door(self, n_channels: int | None) -> tuple[int, int]:
-        """Find a number of channels and the least size of a cube that the network takes."""
-        channels = _likely_channels(self.twin) if n_channels is None else [n_channels]
-        problem = ""
-        for size, count in product(_SIZES, channels):
-            x = _positive((2, count, size, size, size))
-            try:
-                y = Probe(self.watch).run(self.twin, x)
-            except Exception as error:
-                problem = problem or f"{self.where()}: {error}"
-                continue
-            if not isinstance(y, Tensor):
-                raise ValueError(f"The network gives a {type(y).__name__}, expected one tensor.")
-            if y.ndim == 5 and y.shape[2:] == x.shape[2:] and y.shape[0] == 2:
-                return count, size
-            problem = _shape_problem(x, y)
-        raise ValueError(f"The network does not run on small volumes, such as (window, channel, 8, 8, 8): {problem}.")
-
-    def where(self) -> str:
-        return self.watch.stack[-1] if self.watch.stack else "the network"
-
-    def _probe_axis(self, axis: int) -> _Axis:
-        """Find the sizes that suit the network, and with them the reach along ``axis``."""
-        problem: _Misfit | None = None
-        for unit in sorted({math.lcm(self.least, n) for n in (16, 48, 80, 112, 144)}):
-            length = unit
-            try:
-                while length + unit <= max(_LONGEST, 4 * unit):
-                    found = _Attempt(self, axis, length, unit).find()
-                    if found:
-                        return found
-                    length *= 2
-            except _Misfit as misfit:
-                problem = problem or misfit
-                continue
-            raise ValueError(
-                f"Along {'zyx'[axis]}, the network sees farther than {length // 4} voxels, or all of the volume. Block "
-                "by block cannot equal the whole volume: use convolutions, pooling and up-sampling of bounded size."
-            )
-        raise ValueError(str(problem))
-
-    def volume(self, axis: int, length: int, n_windows: int) -> Tensor:
-        """Return random volumes, ``length`` along ``axis`` and small along the others."""
-        shape = [n_windows, self.n_channels, self.least, self.least, self.least]
-        shape[2 + axis] = length
-        return _positive(tuple(shape))
-
-
-class _Attempt:
-    """The four questions, on one axis, at one length."""
-
-    def __init__(self, prober: _Prober, axis: int, length: int, unit: int) -> None:
-        self.prober, self.axis, self.length, self.unit = prober, axis, length, unit
-        self.whole_x = prober.volume(axis, length + unit, 3)
-        self.whole, self.whole_y = self._run(self.whole_x)
-        self.window, self.window_y = self._run(self._windows(1))
-        self.grown = growing_axes(self.window.events, self.whole.events)
-        self.understood = self.grown is not None and understood(self.window.events, self.grown)
-
-    def find(self) -> _Axis | None:
-        """Return the reach, or None if the volume is too short for it."""
-        stride = self._stride()
-        radius = self._radius(stride)
-        if radius is None:
-            return None
-        depth = self._depth(stride)
-        if depth is None:
-            return None
-        halos = {_round_up(n, stride) for n in (depth, max(depth, radius))}
-        for halo in sorted(halos):
-            if 2 * halo + stride > self.length:
-                return None
-            if self._window_equals_whole(halo, stride):
-                return _Axis(max(radius, depth), stride, halo, self._layers())
-        raise _Misfit(blame.position(self.window.events, self.whole.events, "zyx"[self.axis]))
-
-    def _run(self, x: Tensor, **options: object) -> tuple[Probe, Tensor]:
-        probe = Probe(self.prober.watch, **options)  # type: ignore[arg-type]
-        try:
-            y = probe.run(self.prober.twin, x)
-        except Exception as error:
-            raise _Misfit(blame.size(self.prober.where(), tuple(x.shape[2:]), self.prober.least, error)) from error
-        if y.shape[2:] != x.shape[2:] or y.shape[0] != x.shape[0]:
-            raise _Misfit(f"The network does not keep the shape: {_shape_problem(x, y)}.")
-        return probe, y
-
-    def _windows(self, stride: int) -> Tensor:
-        """Cut three windows out of the whole: at its start, one stride later, and at its end."""
-        starts = (0, stride, self.unit)
-        return torch.stack([self.whole_x[0].narrow(1 + self.axis, start, self.length) for start in starts])
-
-    def _stride(self) -> int:
-        if self.grown is None:
-            raise _Misfit(
-                "The network takes other steps for a longer volume: what it does depends on the volume's size. "
-                "Block by block cannot equal the whole volume."
-            )
-        stride = total_stride(self.window.events, self.whole.events, self.unit)
-        if self.unit % stride:
-            raise _Misfit(blame.position(self.window.events, self.whole.events, "zyx"[self.axis]))
-        return stride
-
-    def _radius(self, stride: int) -> int | None:
-        """Mark one plane after the other, for all phases of the stride, and look how far the mark has come."""
-        center, farthest = self.length // 2 // stride * stride, 0
-        at_once = max(2, 2**17 // (self.length * self.prober.least**2))
-        for first in range(center, center + stride, at_once):
-            planes = [min(first + i, center + stride - 1) for i in range(min(at_once, max(2, stride)))]
-            x = self.prober.volume(self.axis, self.length, len(planes))
-            touched = self._touched(x, planes, math.nan)
-            if not self.understood:  # something may have stopped the NaN: change the plane to other numbers, too
-                touched |= self._touched(x, planes, 1e3) | self._touched(x, planes, 0.1)
-            for plane, line in zip(planes, touched, strict=True):
-                positions = line.nonzero().flatten().tolist() or [plane]
-                if positions[0] == 0 or positions[-1] == self.length - 1:
-                    self._blame_spread(x, plane)
-                    return None
-                farthest = max(farthest, plane - positions[0], positions[-1] - plane)
-        return farthest
-
-    def _touched(self, x: Tensor, planes: list[int], value: float) -> Tensor:
-        """Set one plane of each volume to ``value``: where along the axis does the output change?"""
-        marked = x.clone()
-        for volume, plane in zip(marked, planes, strict=True):
-            volume.select(1 + self.axis, plane).fill_(value)
-        y = self._run(marked, nan=math.isnan(value))[1]
-        if not math.isnan(value):
-            before = self._run(x)[1]
-            y = torch.where((y - before).abs() > 1e-12 * before.abs().max(), math.nan, 0.0)
-        return self._lines(y)
-
-    def _depth(self, stride: int) -> int | None:
-        """Make all padding NaN, and look how deep it comes in."""
-        if not self.understood:
-            return 0
-        x = self.prober.volume(self.axis, self.length, 3)
-        touched = self._lines(self._run(x, grown=self.grown)[1]).any(0)
-        middle = self.length // 2
-        if touched[middle - stride : middle + stride].any():
-            return None
-        left, right = touched[:middle].nonzero(), touched[middle:].nonzero()
-        depth = int(left[-1]) + 1 if len(left) else 0
-        return max(depth, self.length - middle - int(right[0])) if len(right) else depth
-
-    def _lines(self, y: Tensor) -> Tensor:
-        """Reduce to ``(window, position along the axis)``: is there a NaN?"""
-        return y.isnan().movedim(2 + self.axis, 1).flatten(2).any(2)
-
-    def _blame_spread(self, x: Tensor, plane: int) -> None:
-        """Refuse by name if one operation brought the mark from inside to an end of the volume at once."""
-        x.select(2 + self.axis, plane).fill_(math.nan)
-        probe = Probe(self.prober.watch, nan=True)
-        probe.inspect = finder = blame.SpreadFinder(self.window.events, self.whole.events)
-        probe.run(self.prober.twin, x)
-        if finder.culprit:
-            raise ValueError(blame.spread(finder.culprit, "zyx"[self.axis]))
-
-    def _window_equals_whole(self, halo: int, stride: int) -> bool:
-        """Compare windows with the whole, away from the windows' own edges."""
-        _, parts = self._run(self._windows(stride))
-        tolerance = self.whole.tolerance * float(self.whole_y.abs().max())
-        for part, start in zip(parts, (0, stride, self.unit), strict=True):
-            first = halo if start else 0
-            last = self.length - (halo if start != self.unit else 0)
-            mine = part.narrow(1 + self.axis, first, last - first)
-            theirs = self.whole_y[0].narrow(1 + self.axis, start + first, last - first)
-            if not bool(((mine - theirs).abs() <= tolerance).all()):
-                return False
-        return True
-
-    def _layers(self) -> list[str]:
-        """Return one line for each windowed operation."""
-        return [f"{event.layer}: {event.text}" for event in self.whole.events if event.text]
 
 
 def _twin(network: nn.Module) -> nn.Module:
@@ -321,26 +114,6 @@ def _twin(network: nn.Module) -> nn.Module:
     return twin
 
 
-def _positive(shape: tuple[int, ...]) -> Tensor:
-    """Return random numbers between 0.5 and 1.5, always the same."""
-    return torch.rand(shape, dtype=torch.float64, device="cpu", generator=torch.Generator("cpu").manual_seed(0)) + 0.5
-
-
-def _shape_problem(x: Tensor, y: Tensor) -> str:
-    return (
-        f"it gives shape {tuple(y.shape)} for {tuple(x.shape)}, expected (window, channel', z, y, x) of the same "
-        "spatial shape. Pad its convolutions, and undo its strides"
-    )
-
-
-def _likely_channels(network: nn.Module) -> list[int]:
-    """Guess what the first layer takes; before it there may be a space-to-depth."""
-    taken = [vars(module).get("in_channels") for module in network.modules()]
-    first = [n for n in taken if isinstance(n, int) and n > 0]
-    before = [n // factor for n in first[:1] for factor in (1, 8, 4, 2, 27, 64) if n % factor == 0]
-    return list(dict.fromkeys((*before, 2, 1, *first[1:], 3, 4, 8, 16)))
-
-
 def _settings(network: nn.Module) -> dict[str, object]:
     """Collect each module's own numbers and words, such as ``padding_mode``."""
     plain = (int, float, str, bool, tuple, type(None))
@@ -357,7 +130,3 @@ def _signature(network: nn.Module, counters: frozenset[str], n_channels: int | N
     types = [(type(module), len(module._forward_hooks)) for module in network.modules()]
     settings = {key: value for key, value in _settings(network).items() if key not in counters}
     return types, settings, n_channels
-
-
-def _round_up(n: int, stride: int) -> int:
-    return -(-n // stride) * stride

@@ -57,7 +57,7 @@ def prepare(A: Encoding, kspace: Tensor, data_term: str = "density") -> DataTerm
     if data_term not in DATA_TERMS:
         raise ValueError(f"data_term is {data_term!r}, expected one of {', '.join(map(repr, DATA_TERMS))}.")
     if data_term == "density" and A.weights is None:
-        A, kspace = A.weighted(A.dcf), kspace * A.dcf.sqrt().to(kspace.real.dtype)
+        A, kspace = A.weighted(A.dcf), kspace * A.dcf.to(kspace.real.dtype).sqrt()
     bound = A.lipschitz
     b = A.adjoint(kspace) / bound
     gridded = b if A.weights is not None else A.adjoint(kspace * A.dcf.to(kspace.real.dtype))

@@ -188,7 +188,7 @@ class Encoding(LinearOperator):
         return self.maps[coils].to(device=like.device, dtype=like.dtype)
 
     def _weigh(self, y: Tensor) -> Tensor:
-        return y if self.weights is None else y * self.weights.sqrt().to(y.real.dtype)
+        return y if self.weights is None else y * self.weights.to(y.real.dtype).sqrt()
 
     def _check_weights(self, weights: Tensor) -> Tensor:
         check_tensor(weights, "weights")

@@ -50,15 +50,16 @@ def states_equal(a, b):
 
 def test_training_lowers_the_loss_and_two_runs_are_alike():
     models = [make_model(), make_model()]
-    histories = [fit(model, SCANS, n_steps=40) for model in models]
+    histories = [fit(model, SCANS, n_steps=40, learning_rate=3e-3) for model in models]
     losses = histories[0].losses
-    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
     assert histories[0].losses == histories[1].losses
     assert states_equal(*models)
 
 
 def test_the_seed_draws_the_order_of_the_scans():
-    assert fit(make_model(), SCANS, n_steps=4, seed=1).losses != fit(make_model(), SCANS, n_steps=4, seed=2).losses
+    losses = [fit(make_model(), SCANS, n_steps=8, seed=seed).losses for seed in range(3)]
+    assert losses[0] != losses[1] != losses[2]
 
 
 def test_the_best_validation_weights_are_kept(tmp_path):
@@ -76,7 +77,7 @@ def test_the_best_validation_weights_are_kept(tmp_path):
     assert not model.training
 
 
-@pytest.mark.parametrize("stop_at", [3, 5])
+@pytest.mark.parametrize("stop_at", [2, 4])
 def test_ctrl_c_ends_after_the_step_and_the_same_call_goes_on_without_loss(tmp_path, stop_at):
     whole, parts = make_model(), make_model()
     expected = fit(whole, SCANS, validation=SCANS[:1], n_steps=9)
@@ -92,7 +93,7 @@ def test_ctrl_c_ends_after_the_step_and_the_same_call_goes_on_without_loss(tmp_p
 
     handler = signal.getsignal(signal.SIGINT)
     checkpoint = tmp_path / "run.safetensors"
-    first = fit(parts, Stopping(SCANS * 1), validation=SCANS[:1], n_steps=9, checkpoint=checkpoint)
+    first = fit(parts, Stopping(SCANS), validation=SCANS[:1], n_steps=9, checkpoint=checkpoint)
     stopped = len(first.losses)
     assert first.interrupted
     assert stopped < 9

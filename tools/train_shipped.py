@@ -16,8 +16,8 @@ from blockkit.mbdl.weights import SHIPPED
 
 TRAINING_SEEDS = range(1000, 1100)
 VALIDATION_SEEDS = range(2000, 2004)
-IMAGE_SHAPES = ((48, 40, 48), (44, 44, 40), (56, 40, 40), (64, 48, 64))
-SHAPE_ODDS = (0.45, 0.25, 0.15, 0.15)
+IMAGE_SHAPES = ((48, 40, 48), (44, 44, 40), (56, 42, 56))
+SHAPE_ODDS = (0.5, 0.3, 0.2)
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,13 +39,13 @@ class SimulatedScans(Sequence[bk.Scan]):
 
 
 def make_scan(seed: int) -> bk.Scan:
-    """Simulate the scan of a seed: acceleration 5 to 18, 3 to 5 coils, noise 0.5 to 5 %, phantom 1.5 x finer."""
+    """Simulate the scan of a seed: acceleration 6 to 12, 3 to 5 coils, noise 1 to 3 %, phantom 1.5 x finer."""
     rng = np.random.default_rng(seed)
     shape = IMAGE_SHAPES[rng.choice(len(IMAGE_SHAPES), p=SHAPE_ODDS)]
     fine = tuple(round(1.5 * n) for n in shape)
-    acceleration = float(np.exp(rng.uniform(np.log(5), np.log(18))))
+    acceleration = float(np.exp(rng.uniform(np.log(6), np.log(12))))
     n_spokes = round(np.pi / 2 * max(shape) ** 2 / acceleration)
-    noise = float(np.exp(rng.uniform(np.log(0.005), np.log(0.05))))
+    noise = float(np.exp(rng.uniform(np.log(0.01), np.log(0.03))))
     volume = bk.pulmonary_phantom(fine, seed=seed) * float(np.exp(rng.uniform(-1, 1)))
     n_coils = int(rng.integers(3, 6))
     return bk.simulate_scan(volume, shape, n_coils=n_coils, n_spokes=n_spokes, noise=noise, seed=seed)
@@ -55,13 +55,13 @@ def make_model() -> bk.UnrolledNetwork:
     """Build the architecture that ships."""
     torch.manual_seed(0)
     regularizer = bk.ResidualCNN(48, 4, downsample=2)
-    return bk.UnrolledNetwork(regularizer, 5, shared_weights=False)
+    return bk.UnrolledNetwork(regularizer, 4, shared_weights=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, train, and write weights and log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--n-steps", type=int, default=2300)
+    parser.add_argument("--n-steps", type=int, default=1800)
     parser.add_argument("--only-simulate", action="store_true", help="make the scans and stop")
     args = parser.parse_args(argv)
     work = ROOT / "build" / "training"

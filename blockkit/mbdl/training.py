@@ -1,6 +1,7 @@
 """Training: fit a model to scans, keep the best weights, stop and resume without loss."""
 
 import json
+import math
 import signal
 import threading
 from collections import OrderedDict
@@ -56,8 +57,9 @@ def fit(
 ) -> History:
     r"""Train ``model`` in place with Adam on the relative L2 loss, one scan a step.
 
-    The learning rate falls to a hundredth by half a cosine. Scans are taken in an order drawn from ``seed`` anew for
-    each pass. With validation scans, the weights with the best mean PSNR are the ones in ``model`` at the end.
+    The learning rate rises over the first twentieth and then falls to a hundredth by half a cosine. Scans are taken in
+    an order drawn from ``seed`` anew for each pass. With validation scans, the weights with the best mean PSNR are the
+    ones in ``model`` at the end.
 
     Gradients are clipped to norm 1. Ctrl-C ends the run after the step under way; with ``checkpoint`` nothing is lost,
     and the same call goes on where the last one stopped.
@@ -117,13 +119,18 @@ class _Run:
     def __init__(self, model: UnrolledNetwork, n_steps: int, learning_rate: float, seed: int, n_scans: int) -> None:
         self.model, self.n_steps, self.seed, self.n_scans = model, n_steps, seed, n_scans
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, n_steps, learning_rate / 100)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.best: dict[str, Tensor] = {}
         self.history = History()
 
     @property
     def step(self) -> int:
         return len(self.history.losses)
+
+    def _rate(self, step: int) -> float:
+        """Rise over the first twentieth, then fall to a hundredth by half a cosine."""
+        rise = min(1.0, (step + 1) / max(1, self.n_steps // 20))
+        return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.n_steps))))
 
     def next_scan(self) -> int:
         epoch, position = divmod(self.step, self.n_scans)

@@ -26,7 +26,7 @@ class DirectFourier(LinearOperator):
     .. math:: y_s = \frac{1}{\sqrt{N}} \sum_r x_r \exp\left(-2\pi i \sum_a k_{s,a} r_a / n_a\right),
               \qquad r_a = -\lfloor n_a/2 \rfloor, \dots, \lceil n_a/2 \rceil - 1
 
-    with :math:`N = n_z n_y n_x` voxels: orthonormal scale, minus sign, the image's centre at index ``n // 2``.
+    with :math:`N = n_z n_y n_x` voxels: orthonormal scale, minus sign, the image's center at index ``n // 2``.
     The cost is one multiplication per sample and voxel; memory beyond the result is about 50 MB.
 
     Parameters
@@ -90,7 +90,7 @@ class NUFFT(LinearOperator):
 
     .. math:: y_s = \frac{1}{\sqrt{N}} \sum_r x_r \exp\left(-2\pi i \sum_a k_{s,a} r_a / n_a\right)
 
-    the sum of :class:`DirectFourier`: orthonormal scale, minus sign, the image's centre at index ``n // 2``. The
+    the sum of :class:`DirectFourier`: orthonormal scale, minus sign, the image's center at index ``n // 2``. The
     adjoint is the conjugate transpose of the forward to rounding, whatever the tolerance. Coils are done one after
     another, so the workspace is that of one: a fine grid of about 2 x the image (8 x for a tolerance below 1e-4 in
     complex64, or below 1e-8 in complex128) and in the adjoint up to twice that.

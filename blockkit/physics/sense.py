@@ -6,8 +6,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes as _real
 
 from blockkit.checks import check_complex, check_count, check_finite, check_image, check_shape3, check_tensor
 from blockkit.physics.fourier import NUFFT, Toeplitz, toeplitz_pays
@@ -21,7 +20,7 @@ NORMALS = ("auto", "toeplitz", "nufft")
 class Encoding(LinearOperator):
     r"""What the scanner does to an image: :math:`y_c = W^{1/2} F S_c x` for every coil :math:`c`.
 
-    :math:`S_c` multiplies by a coil's sensitivity, :math:`F` is the NUFFT (orthonormal scale, minus sign, centre at
+    :math:`S_c` multiplies by a coil's sensitivity, :math:`F` is the NUFFT (orthonormal scale, minus sign, center at
     n//2) and :math:`W` the diagonal of ``weights`` (the identity if there are none). Coils pass ``coils_at_once`` at a
     time, so beside the k-space itself the memory does not grow with their number. Autograd knows the adjoint and saves
     no tensor. Cost: one NUFFT a coil; ``normal`` one Toeplitz product or one pair of NUFFTs a coil.
@@ -94,25 +93,28 @@ class Encoding(LinearOperator):
     @cached_property
     def dcf(self) -> Tensor:
         """Density compensation of the trajectory, shape ``(sample,)``, computed once."""
-        return density_compensation(self.trajectory, self.in_shape)
+        with _real():
+            return density_compensation(self.trajectory, self.in_shape)
 
     @cached_property
     def toeplitz(self) -> Toeplitz:
         """The Toeplitz form of F^H W F, built once, at the first ``normal`` that wants it."""
-        return self.fourier.toeplitz(self.weights)
+        with _real():
+            return self.fourier.toeplitz(self.weights)
 
     @cached_property
     def lipschitz(self) -> float:
         r"""The largest eigenvalue of ``normal``, with a margin, computed once.
 
-        Without weights it lives where k-space is densest, at the centre: power iteration on a grid of at most 16 voxels
+        Without weights it lives where k-space is densest, at the center: power iteration on a grid of at most 16 voxels
         an axis and the samples inside it finds it to 1 %; the margin is 2 %. With weights it may live anywhere, so ten
         iterations run at full size, with a margin of 10 %.
         """
-        if self.weights is None:
-            coarse = self._coarse(16)
-            return 1.02 * largest_eigenvalue(coarse._normal, coarse.in_shape, n_iterations=20, device=self.device)
-        return 1.1 * largest_eigenvalue(self._normal, self.in_shape, n_iterations=10, device=self.device)
+        with _real():
+            if self.weights is None:
+                coarse = self._coarse(16)
+                return 1.02 * largest_eigenvalue(coarse._normal, coarse.in_shape, n_iterations=20, device=self.device)
+            return 1.1 * largest_eigenvalue(self._normal, self.in_shape, n_iterations=10, device=self.device)
 
     def _coarse(self, most: int) -> "Encoding":
         """Return the same scan at a lower resolution: fewer voxels over the same field of view, and their samples."""
@@ -164,7 +166,7 @@ class Encoding(LinearOperator):
         return x
 
     def _normal(self, x: Tensor) -> Tensor:
-        single = self._toeplitz_for(x).forward if self.normal_kind == "toeplitz" else self._single_coil_normal
+        single = self.toeplitz.forward if self.normal_kind == "toeplitz" else self._single_coil_normal
         result = torch.zeros_like(x)
         for coils in self._coil_batches():
             maps = self._maps(coils, x)
@@ -173,12 +175,6 @@ class Encoding(LinearOperator):
 
     def _single_coil_normal(self, x: Tensor) -> Tensor:
         return self.fourier.adjoint(self._weigh(self._weigh(self.fourier.forward(x))))
-
-    def _toeplitz_for(self, x: Tensor) -> Toeplitz:
-        if isinstance(x, FakeTensor) and "toeplitz" not in vars(self):
-            with _disable_current_modes():  # the kernel is data: it is built for real even while memory is predicted
-                return self.toeplitz
-        return self.toeplitz
 
     def _coil_batches(self) -> list[slice]:
         step = self.coils_at_once
@@ -196,9 +192,11 @@ class Encoding(LinearOperator):
             raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (sample,) = {self.out_shape[1:]}.")
         if weights.is_complex():
             raise TypeError("weights is complex, expected real numbers. Pass weights.abs().")
-        check_finite(weights, "weights")
-        if bool((weights < 0).any()):
-            raise ValueError(f"weights has {int((weights < 0).sum())} negative values, expected none below zero.")
+        with _real():
+            check_finite(weights, "weights")
+            n_negative = int((weights < 0).sum())
+        if n_negative:
+            raise ValueError(f"weights has {n_negative} negative values, expected none below zero.")
         return weights.to(self.device)
 
     def __repr__(self) -> str:

@@ -26,8 +26,8 @@ def _one_thread():
 def make_scan(seed, reference=True):
     generator = torch.Generator().manual_seed(seed)
     z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
-    centre = torch.rand(3, generator=generator) - 0.5
-    image = torch.exp(-6 * ((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2)).to(torch.complex64)
+    center = torch.rand(3, generator=generator) - 0.5
+    image = torch.exp(-6 * ((z - center[0]) ** 2 + (y - center[1]) ** 2 + (x - center[2]) ** 2)).to(torch.complex64)
     trajectory, maps = radial_3d(25, 16, SHAPE), simulate_maps(2, SHAPE, seed=seed)
     kspace = Encoding(trajectory, maps)(image)
     kspace = kspace + 0.05 * kspace.abs().square().mean().sqrt() * torch.randn(

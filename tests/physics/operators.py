@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import torch
 
+from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import NUFFT, DirectFourier
 from blockkit.physics.linop import LinearOperator
+from blockkit.physics.sense import Encoding
 from blockkit.physics.toeplitz import Toeplitz, padded_shape
 from blockkit.physics.trajectory import density_compensation, radial_3d
 
@@ -28,6 +30,15 @@ def _indefinite_toeplitz() -> Toeplitz:
     return Toeplitz(torch.randn(padded_shape((4, 7, 5)), generator=generator, dtype=torch.float64), (4, 7, 5))
 
 
+def _encoding(shape: tuple[int, int, int], n_coils: int, **options: str | int) -> Encoding:
+    return Encoding(radial_3d(23, 14, shape), simulate_maps(n_coils, shape, seed=2), **options)
+
+
+def _weighted_encoding() -> Encoding:
+    A = _encoding((6, 5, 8), 2, normal="toeplitz")
+    return A.weighted(A.dcf)
+
+
 OPERATORS: Registry = [
     ("exact sum", lambda: DirectFourier(scattered((4, 5, 6), 37), (4, 5, 6))),
     ("exact sum, one slice", lambda: DirectFourier(radial_3d(9, 12, (1, 6, 5)), (1, 6, 5))),
@@ -43,6 +54,15 @@ OPERATORS: Registry = [
     ("Toeplitz", _weighted_toeplitz),
     ("Toeplitz, indefinite", _indefinite_toeplitz),
     ("Toeplitz, one slice", lambda: NUFFT(radial_3d(13, 12, (6, 5, 1)), (6, 5, 1)).toeplitz()),
+    ("encoding", lambda: _encoding((7, 6, 5), 3, normal="nufft")),
+    ("encoding, coils together", lambda: _encoding((5, 8, 6), 4, coils_at_once=3, normal="toeplitz")),
+    ("encoding, one slice", lambda: _encoding((1, 9, 8), 2)),
+    ("encoding, torchkbnufft", lambda: _encoding((6, 4, 7), 2, engine="torchkbnufft")),
+    ("encoding, weighted", _weighted_encoding),
+    (
+        "encoding after Toeplitz",
+        lambda: _encoding((4, 6, 5), 3, normal="nufft") @ NUFFT(radial_3d(19, 12, (4, 6, 5)), (4, 6, 5)).toeplitz(),
+    ),
     (
         "composition",
         lambda: NUFFT(scattered((5, 4, 7), 53), (5, 4, 7)) @ NUFFT(scattered((5, 4, 7), 29, 1), (5, 4, 7)).toeplitz(),

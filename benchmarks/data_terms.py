@@ -14,7 +14,7 @@ from blockkit.mbdl.data_consistency import DATA_TERMS, prepare
 
 ROOT = Path(__file__).parent.parent
 IMAGE_SHAPE, FINE_SHAPE = (32, 28, 32), (48, 42, 48)
-N_TRAINING, N_TEST, N_STEPS = 12, 4, 240
+N_TRAINING, N_TEST, N_STEPS = 12, 4, 150
 
 
 def make_scan(seed: int) -> bk.Scan:

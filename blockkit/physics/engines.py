@@ -161,8 +161,12 @@ def finest_tolerance(engine: type[Engine]) -> float:
 
 
 def oversampling(dtype: torch.dtype, tolerance: float) -> float:
-    """Return the fine grid's length over the image's: 1.25 while it reaches the tolerance, else 2 (8 x the image)."""
-    return 1.25 if tolerance >= (1e-4 if dtype == torch.complex64 else 1e-8) else 2.0
+    """Return the fine grid's length over the image's: 1.25 while it reaches the tolerance, else 2 (8 x the image).
+
+    At 1.25 the correction at the image's edge is large, and so is the single-precision rounding that it lifts there:
+    the adjoint of a real scan's k-space was off by 5e-4.
+    """
+    return 1.25 if tolerance >= (1e-3 if dtype == torch.complex64 else 1e-8) else 2.0
 
 
 def workspace_bytes(

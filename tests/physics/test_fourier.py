@@ -429,3 +429,15 @@ def test_engines_on_cuda_keep_their_tolerance(engine):
     assert adjoint_error(F) < 1e-13
     assert adjoint_error(F, dtype=torch.complex64) < 1e-6
     assert relative(F.toeplitz()(x.cuda()), F.normal(x.cuda())) < 1e-3
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_the_single_precision_adjoint_of_coherent_kspace_keeps_the_tolerance(tolerance):
+    shape = (40, 30, 36)
+    trajectory = radial_3d(300, 80, shape)
+    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
+    image = ((z**2 + y**2 + x**2) < 0.5).to(torch.complex128)
+    kspace = DirectFourier(trajectory[::7], shape)(image)
+    exact = DirectFourier(trajectory[::7], shape).adjoint(kspace)
+    error = NUFFT(trajectory[::7], shape, tolerance=tolerance).adjoint(kspace.to(torch.complex64)) - exact
+    assert torch.linalg.vector_norm(error) < tolerance * torch.linalg.vector_norm(exact)

@@ -1,6 +1,7 @@
 """The command line: say what is in a scan file, or reconstruct it and write the image."""
 
 import argparse
+import io
 import sys
 import tempfile
 import time
@@ -28,6 +29,9 @@ OPTIONS_OF = {"weights": "mbdl", "block_shape": "mbdl", "reg_weight": "cs", "n_i
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 after one message on stderr that says what was wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # any path can be printed, in any encoding
     args = _make_parser().parse_args(argv)
     try:
         if args.command == "info":
@@ -114,7 +118,7 @@ def _recon(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} belongs to --method {method}, and the method is {args.method}. Leave it out.")
     if args.n_iterations is not None:
         check_count(args.n_iterations, "n_iterations")
-    check_output(args.output)
+    check_output(args.output, args.file, args.weights)
     scan = load_scan(args.file)
     started = time.perf_counter()
     image = reconstruct(scan, args)
@@ -123,12 +127,15 @@ def _recon(args: argparse.Namespace) -> None:
     print(f"Wrote {args.output}: {args.method}, (z, y, x) = {scan.image_shape}, {seconds:.1f} s")
 
 
-def check_output(path: Path) -> None:
-    """Raise unless an image can be written to ``path``: before the work, not after it."""
+def check_output(path: Path, *inputs: Path | None) -> None:
+    """Raise unless an image can be written to ``path``, over none of ``inputs``: before the work, not after it."""
     if not path.name.endswith(SUFFIXES) or path.name in SUFFIXES:
         raise ValueError(f"The output is {path}, expected a name that ends in .nii or .nii.gz.")
     if path.is_dir():
         raise ValueError(f"The output {path} is a folder. Add a file name: -o {path / 'image.nii.gz'}")
+    for source in inputs:
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise ValueError(f"The output {path} is the input {source}, which would be lost. Give -o another name.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
     try:

@@ -1,5 +1,7 @@
 """The command line writes the image or says in one line what is wrong."""
 
+import io
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,6 +188,26 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_scan_is_read(
     assert written(tmp_path) == {"folder.nii"}
 
 
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+@pytest.mark.parametrize("kind", ["scan", "weights"])
+def test_an_output_that_is_an_input_is_refused_and_the_input_stays(
+    kind: str, link: object, scan_file: Path, weights_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used = (scan_file if kind == "scan" else weights_file).with_name("used.nii")
+    (scan_file if kind == "scan" else weights_file).rename(used)
+    options = ["--method", "gridding"] if kind == "scan" else ["--method", "mbdl", "--weights", str(used)]
+    output, before = used, used.read_bytes()
+    if link is not None:
+        output = used.with_name("image.nii")
+        link(used, output)  # type: ignore[operator]
+    names = written(used.parent)
+    assert main(["recon", str(used if kind == "scan" else scan_file), *options, "-o", str(output)]) == 2
+    assert "is the input" in said(capsys)
+    assert used.read_bytes() == before
+    assert output.samefile(used)
+    assert written(used.parent) == names
+
+
 def test_a_folder_that_takes_no_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # /proc takes no files from anybody; elsewhere a folder without the right to write does.
     folder = Path("/proc")
@@ -333,3 +355,12 @@ def test_the_command_runs_from_the_shell(scan_file: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert output.name in done.stdout
     assert output.exists()
+
+
+def test_a_path_that_stdout_cannot_encode_is_escaped(scan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan_file = scan_file.rename(scan_file.with_name("肺.h5"))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="cp1252"))
+    assert main(["info", str(scan_file)]) == 0
+    sys.stdout.flush()
+    assert rb"\u80ba.h5" in shown.getvalue()

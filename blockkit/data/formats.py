@@ -13,6 +13,7 @@ reference     complex64  z, y, x               arbitrary; this one may be missin
 ============  =========  ====================  ==============================================
 
 Complex numbers are compounds of two float32, ``r`` and ``i``. Each dataset says its axes and unit in attributes.
+Any byte order will do, and for the attributes strings of fixed or variable length and arrays of one element.
 """
 
 import os
@@ -104,21 +105,24 @@ def read_scan_file(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]
     try:
         with h5py.File(path, "r") as file:
             return _read_arrays(file, path), _read_voxel_size(file, path)
-    except OSError as error:
+    except ScanFileError:
+        raise
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:  # all that h5py raises on bad bytes
         raise ScanFileError(
             f"'{path}' is damaged or cut short ({path.stat().st_size} bytes): {error}. Copy or save it again."
         ) from error
 
 
 def _read_arrays(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
-    if not np.array_equal(file.attrs.get("format"), FORMAT):
+    layout, version = _plain(file.attrs.get("format")), _plain(file.attrs.get("version"))
+    if not np.array_equal(layout, FORMAT):
         raise ScanFileError(
-            f"'{path}' is HDF5, but its attribute format is {file.attrs.get('format')}, expected {FORMAT}. "
-            "Only files written by scan.save(path) can be read."
+            f"'{path}' is HDF5, but its attribute format is {layout}, expected {FORMAT}. "
+            "Only files in the layout that scan.save(path) writes can be read."
         )
-    if not np.array_equal(file.attrs.get("version"), VERSION):
+    if not np.array_equal(version, VERSION):
         raise ScanFileError(
-            f"'{path}' has layout version {file.attrs.get('version')}, expected {VERSION}. "
+            f"'{path}' has layout version {version}, expected {VERSION}. "
             "Read it with the version of blockkit that wrote it."
         )
     arrays = {}
@@ -128,12 +132,19 @@ def _read_arrays(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
             continue
         if not isinstance(dataset, h5py.Dataset):
             raise ScanFileError(f"'{path}' has no dataset '{name}'. It has: {', '.join(sorted(file)) or 'none'}.")
-        if dataset.dtype != np.dtype(dtype):
+        if dataset.dtype.newbyteorder("=") != np.dtype(dtype):
             raise ScanFileError(f"'{path}': {name} has dtype {dataset.dtype}, expected {dtype}.")
         if dataset.ndim != len(axes):
             raise ScanFileError(f"'{path}': {name} has shape {dataset.shape}, expected ({', '.join(axes)}).")
-        arrays[name] = np.ascontiguousarray(dataset[()])
+        arrays[name] = np.ascontiguousarray(dataset[()], dtype)
     return arrays
+
+
+def _plain(attribute: Any) -> Any:
+    """Return an attribute without what languages differ in: text for bytes, the element for an array of one."""
+    value = np.asarray(attribute)
+    value = value.item() if value.size == 1 else value
+    return value.decode(errors="replace").rstrip("\0 ") if isinstance(value, bytes) else value
 
 
 def _read_voxel_size(file: h5py.File, path: Path) -> tuple[float, ...]:
@@ -185,7 +196,7 @@ def save_nifti(
     if not str(path).endswith((".nii", ".nii.gz")):
         raise ValueError(f"path is '{path}', expected one that ends in .nii or .nii.gz.")
     sizes = check_voxel_size(voxel_size)
-    image = image.detach().cpu().resolve_conj().to(torch.complex64)
+    image = image.detach().cpu().resolve_conj().resolve_neg().to(torch.complex64)
     values = (image.abs() if kind == "magnitude" else image).numpy().transpose(2, 1, 0)
     step = -np.array(sizes[::-1])  # NIfTI's x, y, z grow to the right, the front and the head: all against ours
     affine = np.diag([*step, 1.0])

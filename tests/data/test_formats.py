@@ -135,6 +135,60 @@ def test_a_file_with_a_wrong_layout_is_refused_with_its_name(saved, damage, mess
     assert str(saved) in str(caught.value)
 
 
+def fixed_length(file):
+    del file.attrs["format"]
+    file.attrs["format"] = np.bytes_(b"blockkit-scan")
+
+
+def padded_with_spaces(file):
+    del file.attrs["format"]
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(20)
+    kind.set_strpad(h5py.h5t.STR_SPACEPAD)
+    attribute = h5py.h5a.create(file.id, b"format", kind, h5py.h5s.create(h5py.h5s.SCALAR))
+    attribute.write(np.array(b"blockkit-scan".ljust(20)), mtype=kind)
+
+
+def arrays_of_one(file):
+    file.attrs["format"] = np.array(["blockkit-scan"], dtype=h5py.string_dtype())
+    file.attrs["version"] = np.array([1.0])
+    file.attrs["voxel_size"] = np.array([[1.5, 2.0, 2.5]])
+
+
+def big_endian(file):
+    for name in list(file):
+        values = file[name][()]
+        replace(file, name, values.astype(values.dtype.newbyteorder(">")))
+
+
+@pytest.mark.parametrize("other", [fixed_length, padded_with_spaces, arrays_of_one, big_endian])
+def test_a_file_written_in_another_languages_manner_is_read_as_the_same_scan(saved, other):
+    with h5py.File(saved, "r+") as file:
+        other(file)
+    scan, back = make_scan(), load_scan(saved)
+    for field in ("kspace", "trajectory", "maps", "reference"):
+        assert torch.equal(getattr(back, field), getattr(scan, field))
+    assert back.voxel_size == scan.voxel_size
+
+
+@pytest.mark.parametrize("signature", [b"TREE", b"SNOD", b"HEAP"])
+def test_a_damaged_directory_is_one_clear_error(saved, signature):
+    content = saved.read_bytes()
+    saved.write_bytes(content.replace(signature, b"XXXX"))
+    with pytest.raises(ScanFileError, match=r"scan\.h5' is damaged or cut short"):
+        load_scan(saved)
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, KeyError, ValueError, TypeError])
+def test_whatever_the_reading_of_damaged_bytes_raises_is_one_clear_error(saved, monkeypatch, error):
+    def fail(*_):
+        raise error("bad symbol table node signature")
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", fail)
+    with pytest.raises(ScanFileError, match=r"scan\.h5' is damaged or cut short .*bad symbol table"):
+        load_scan(saved)
+
+
 def test_a_failed_save_leaves_the_old_file_and_no_trace(saved, monkeypatch):
     before = saved.read_bytes()
 

@@ -32,8 +32,8 @@ References
 .. [3] Chen, Xu, Zhang, Guestrin, "Training deep nets with sublinear memory cost", arXiv 1604.06174, 2016: recompute.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -129,7 +129,7 @@ class _Job:
     """What stays the same from the first batch of forward to the last batch of backward."""
 
     network: nn.Module
-    names: list[str]
+    numbers: dict[str, int]
     batches: list[_Batch]
     keep_graphs: bool
     exact: bool
@@ -141,8 +141,8 @@ class _Job:
         windows = [x.detach()[:, *block.window].requires_grad_(build and grad_x) for block in batch.blocks]
         leaves = [parameter.detach().requires_grad_(build) for parameter in parameters]
         with self.autocast(), guards.no_side_effects(self.network, x.device) if self.exact else nullcontext():
-            weights = dict(zip(self.names, leaves, strict=True))
-            output = functional_call(self.network, weights, (torch.stack(windows),))
+            weights = {name: leaves[number] for name, number in self.numbers.items()}
+            output = functional_call(self.network, weights, (torch.stack(windows),), tie_weights=False)
         guards.check_output(output, (len(windows), *windows[0].shape))
         guards.check_leaves(output, (*windows, *leaves))
         return _Graph(windows, leaves, output)
@@ -183,7 +183,7 @@ class Blockwise(torch.autograd.Function):
         for batch in job.batches:
             graph, batch.graph = batch.graph, None
             if graph is None:
-                with torch.enable_grad(), _random_state_as(batch.random_state, x.device):
+                with torch.enable_grad(), guards.random_state_as(batch.random_state, x.device):
                     graph = job.run(batch, x, ctx.parameters, grad_x=grad_x is not None)
             grad_windows, grad_parameters = graph.differentiate(batch.blocks, grad_y)
             for block, grad in zip(batch.blocks, grad_windows, strict=False):
@@ -250,11 +250,22 @@ def apply_blockwise(
     asked = None if halo is None else guards.three(halo, "halo", least=0)
     used_halo, stride = guards.halo_and_stride(network, volume_shape, block, asked, exact=exact)
     batches = _batches(cut_blocks(volume_shape, block, used_halo, stride), blocks_at_once, x.device.type)
-    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     keep_graphs = not recompute and torch.is_grad_enabled() and (x.requires_grad or bool(trained))
-    job = _Job(network, list(trained), batches, keep_graphs, exact, _autocast_now(x.device.type))
-    y: Tensor = Blockwise.apply(job, x, *trained.values())  # type: ignore[no-untyped-call]
+    job = _Job(network, _numbers(network, trained), batches, keep_graphs, exact, _autocast_now(x.device.type))
+    y: Tensor = Blockwise.apply(job, x, *trained)  # type: ignore[no-untyped-call]
     return y
+
+
+def _numbers(network: nn.Module, parameters: list[Tensor]) -> dict[str, int]:
+    """Map the names of ``parameters`` to their place in the list: one name for each place where a module holds one.
+
+    Two modules may hold the same parameter, so it has two names. But a module that is used twice is named once: with
+    two names, its parameter would be exchanged twice, and the second stand-in put back as the original.
+    """
+    number = {id(parameter): i for i, parameter in enumerate(parameters)}
+    held = ((path, *item) for path, module in network.named_modules() for item in module._parameters.items())
+    return {f"{path}.{key}".lstrip("."): number[id(value)] for path, key, value in held if id(value) in number}
 
 
 def _batches(blocks: list[Block], at_once: int | None, device_type: str) -> list[_Batch]:
@@ -278,19 +289,6 @@ def _autocast_now(device_type: str) -> Callable[[], AbstractContextManager[objec
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
     return partial(torch.autocast, device_type, dtype=dtype, enabled=enabled, cache_enabled=False)
-
-
-@contextmanager
-def _random_state_as(state: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Draw from ``state`` for a while, then go on as if nothing was drawn. Without a state, do nothing."""
-    if not state:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(state[0])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state[1], device)
-        yield
 
 
 def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:

@@ -149,6 +149,19 @@ def random_state(device: torch.device) -> list[Tensor]:
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 
+@contextmanager
+def random_state_as(state: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Draw from ``state`` for a while, then go on as if nothing was drawn. Without a state, do nothing."""
+    if not state:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state[1], device)
+        yield
+
+
 def _active_dropout(network: nn.Module) -> list[str]:
     """Name the layers that draw random numbers as the network stands."""
     random = (nn.modules.dropout._DropoutNd, nn.RReLU)

@@ -81,6 +81,33 @@ class SharedTwice(nn.Module):
         return self.again(torch.tanh(self.once(x)))
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and each its own bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(2, 2), conv(2, 2)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x)))
+
+
+def listed_twice() -> nn.Module:
+    layer = conv(2, 2)
+    return nn.Sequential(layer, nn.SiLU(), layer)
+
+
+def nested_twice() -> nn.Module:
+    part = nn.Sequential(conv(2, 2), nn.SiLU())
+    return nn.Sequential(part, nn.Sequential(part, conv(2, 2)), part)
+
+
+def normalized_twice() -> nn.Module:
+    layer = weight_norm(conv(2, 2))
+    return nn.Sequential(layer, nn.SiLU(), layer)
+
+
 class UNet(nn.Module):
     """Strided convolutions down, transposed convolutions up, skip connections: stride 4."""
 
@@ -146,6 +173,7 @@ STRIDE_1 = {
     for f in (
         *(plain, dilated, anisotropic, pointwise, edge_padded, normalized_weights),
         *(overwriting, evaluated_batch_norm, Residual, SharedTwice),
+        *(Tied, listed_twice, nested_twice, normalized_twice),
     )
 }
 STRIDED = {f.__name__: f for f in (UNet, Interpolating, SpaceToDepth)}
@@ -155,8 +183,9 @@ NETWORKS = STRIDE_1 | STRIDED
 # What is compared
 
 
-def gradients(y: Tensor, x: Tensor, network: nn.Module, grad_y: Tensor) -> list[Tensor]:
-    wanted = [t for t in (x, *network.parameters()) if t.requires_grad]
+def gradients(y: Tensor, x: Tensor, parameters: nn.Module | list[Tensor], grad_y: Tensor) -> list[Tensor]:
+    parameters = list(parameters.parameters()) if isinstance(parameters, nn.Module) else parameters
+    wanted = [t for t in (x, *parameters) if t.requires_grad]
     return list(torch.autograd.grad(y, wanted, grad_y, materialize_grads=True))
 
 
@@ -167,6 +196,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def worst_error(network: nn.Module, x: Tensor, block_shape: object, **options) -> float:
     """The largest relative difference to the whole volume among the output and all gradients."""
     torch.manual_seed(1)
+    parameters = list(network.parameters())
     whole = network((x * 1)[None])[0]
     y = apply_blockwise(network, x * 1 if x.requires_grad else x, block_shape, **options)
     assert y.shape == whole.shape
@@ -174,8 +204,9 @@ def worst_error(network: nn.Module, x: Tensor, block_shape: object, **options) -
     errors = [relative(y, whole)]
     if y.requires_grad:
         grad_y = torch.randn_like(whole)
-        expected = gradients(whole, x, network, grad_y)
-        errors += [relative(*pair) for pair in zip(gradients(y, x, network, grad_y), expected, strict=True)]
+        expected = gradients(whole, x, parameters, grad_y)
+        errors += [relative(*pair) for pair in zip(gradients(y, x, parameters, grad_y), expected, strict=True)]
+    assert all(a is b for a, b in zip(parameters, network.parameters(), strict=True))
     return max(errors)
 
 
@@ -257,6 +288,19 @@ def test_a_strided_network_in_blocks_off_its_grid_is_not_equal():
 
 
 # What is trained, what is not
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("name", ["SharedTwice", "Tied", "listed_twice", "nested_twice", "normalized_twice"])
+def test_what_is_used_twice_keeps_its_parameters_and_gets_the_sum_of_their_gradients(name, recompute):
+    network, x = build(NETWORKS[name]), volume(9, 8, 7)
+    parameters = dict(network.named_parameters())
+    apply_blockwise(network, x, 4, recompute=recompute).square().sum().backward()
+    assert all(value is parameters[name] for name, value in network.named_parameters())
+    expected = torch.autograd.grad(network(x[None]).square().sum(), list(parameters.values()))
+    for parameter, grad in zip(parameters.values(), expected, strict=True):
+        assert type(parameter) is nn.Parameter
+        assert relative(parameter.grad, grad) < 1e-10
 
 
 def test_frozen_parameters_get_no_gradient_and_the_others_theirs():

@@ -33,14 +33,16 @@ _CHANCE = {"rand", "randn", "rand_like", "randn_like", "normal_", "uniform_", "r
 
 
 class SpreadFinder:
-    """Finds the first operation that carries NaN from inside the volume to one of its ends, or out of its grid."""
+    """Finds the first operation that carries a mark from inside the volume to one of its ends, or out of its grid."""
 
     def __init__(self, short: list[Event], long: list[Event]) -> None:
         self.short, self.long = short, long
         self.culprit: Event | None = None
 
     def __call__(self, index: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Look at operation number ``index``."""
+        """Look at the marks before and after operation number ``index``."""
+        if index >= len(self.short):
+            return
         event, longer = self.short[index], self.long[index]
         if self.culprit or event.op in VIEWS or event.windowed:
             return
@@ -93,6 +95,22 @@ def size(where: str, shape: tuple[int, ...], least: int, error: Exception) -> st
     )
 
 
+def decision(layer: str, call: str) -> str:
+    """Return the message for a network that looks at numbers to decide what to compute."""
+    return (
+        f"{layer}, in its call of {call}, takes a decision on the data: each block would decide for itself. Decide "
+        "beforehand, or voxel by voxel with torch.where; or leave the decision out."
+    )
+
+
+def together() -> str:
+    """Return the message for a network that blocks suit along each axis alone, but not along all at once."""
+    return (
+        "Cut along all axes at once, the network gives other values than on the whole volume. Look for what depends on "
+        "the number of windows, on whether two sizes are equal, or on the volume's numbers as a whole. " + _NEVER
+    )
+
+
 def _kind_of_place(event: Event, longer: Event) -> str | None:
     names = {event.op, event.call}
     if event.options.get("align_corners"):
@@ -117,13 +135,12 @@ def _name(event: Event) -> str:
     return f"{event.layer}, in its call of {event.call},"
 
 
-def _spread(value: Tensor, short: torch.Size, long: torch.Size) -> str:
-    """Say how far NaN is along the axes that grow: nowhere, inside, or everywhere (at an end, or without an axis)."""
-    touched = value.isnan()
+def _spread(touched: Tensor, short: torch.Size, long: torch.Size) -> str:
+    """Say how far a mark is along the axes that grow: nowhere, inside, or everywhere (at an end, or no axis)."""
     if not bool(touched.any()):
         return "nowhere"
     axes = growing(short, long)
-    lines = [touched.movedim(axis, 0).reshape(value.shape[axis], -1).any(1) for axis in axes]
+    lines = [touched.movedim(axis, 0).reshape(touched.shape[axis], -1).any(1) for axis in axes]
     if lines and not any(bool(line[0] or line[-1]) for line in lines):
         return "inside"
     return "everywhere"

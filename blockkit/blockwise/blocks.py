@@ -257,7 +257,7 @@ def apply_blockwise(
     return y
 
 
-def _numbers(network: nn.Module, parameters: list[Tensor]) -> dict[str, int]:
+def _numbers(network: nn.Module, parameters: Sequence[Tensor]) -> dict[str, int]:
     """Map the names of ``parameters`` to their place in the list: one name for each place where a module holds one.
 
     Two modules may hold the same parameter, so it has two names. But a module that is used twice is named once: with

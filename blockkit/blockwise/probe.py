@@ -14,44 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from blockkit.blockwise import blame
+from blockkit.blockwise.marks import Call, Marks
 from blockkit.blockwise.trace import Event
+from blockkit.blockwise.watch import Calls, Watch
 
 _ROUNDING = {torch.float32: 1e-4, torch.complex64: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-2}
 
 
-class Watch:
-    """Follows which module runs, on a copy of the user's network, so that an operation can be named."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.stack: list[str] = []
-        for path, module in network.named_modules():
-            name = f"{path or 'forward'} ({type(module).__name__})"
-            module.register_forward_pre_hook(self._enter(name))
-            module.register_forward_hook(self._leave)
-
-    def _enter(self, name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, inputs: self.stack.append(name)
-
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.stack.pop()
-
-
-class _Calls(TorchFunctionMode):
-    """Remembers the outermost torch function: its name is the one that the network's author wrote."""
-
-    name = ""
-    options: dict[str, Any] = {}  # noqa: RUF012
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.name = getattr(func, "__name__", str(func))
-        self.options = {key: kwargs[key] for key in ("mode", "align_corners") if key in kwargs}
-        if self.name == "pad" and len(args) > 2:
-            self.options["mode"] = args[2]
-        return func(*args, **kwargs)
+class DecisionError(ValueError):
+    """The network decides by the numbers in its input what to compute."""
 
 
 class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -71,17 +45,19 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, watch: Watch, grown: list[tuple[int, ...]] | None = None, *, nan: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.watch, self.grown, self.nan = watch, grown, nan or grown is not None
+        self.marks = Marks(carry=self.nan)
         self.events: list[Event] = []
         self.inspect: Callable[[int, Sequence[Tensor], Sequence[Tensor]], None] | None = None
         self.tolerance = 1e-9
         """Relative rounding error to expect, from the coarsest type that passed by."""
-        self._calls = _Calls()
+        self._calls = Calls()
         self._text = ""
 
     def run(self, network: nn.Module, x: Tensor) -> Tensor:
         """Return ``network(x)``, watched, without a graph, and without moving the random state."""
         self.watch.stack.clear()
         x = x.clone()  # the first layer may overwrite its input
+        self.marks.add(x)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), self, self._calls:
             torch.default_generator.manual_seed(0)
             result: Tensor = network(x)
@@ -92,31 +68,43 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False  # or else the first operation imports PyTorch's compiler: seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        op, self._text = func.overloadpacket.__name__, ""
-        handler = _HANDLERS.get(op)
-        inputs = [value for value in _flat(args) if isinstance(value, Tensor)]
-        shapes_in = tuple(value.shape for value in inputs)
-        result = handler(self, func, *args, **(kwargs or {})) if handler else func(*args, **(kwargs or {}))
-        outputs = [value for value in _flat((result,)) if isinstance(value, Tensor)]
+        kwargs = kwargs or {}
+        inputs = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        call = Call(func, args, kwargs, inputs)
+        op, self._text = call.op, ""
         layer = self.watch.stack[-1] if self.watch.stack else "the network"
-        pointwise = torch.Tag.pointwise in func.tags
+        if self.marks.decides(op, inputs):
+            raise DecisionError(blame.decision(layer, self._calls.name))
+        handler = _HANDLERS.get(op)
+        if handler:
+            call.handler = lambda x: handler(self, func, x, *args[1:], **kwargs)
+        call.before = self.marks.before(op, inputs)
+        shapes_in = tuple(value.shape for value in inputs)
+        result = call.handler(args[0]) if call.handler else func(*args, **kwargs)
+        call.outputs = [value for value in _flat((result,)) if isinstance(value, Tensor)]
+        derived = self.marks.follow(call)
+        options = self._calls.options
+        if op == "index":
+            options = {**options, "axes": [i for i, index in enumerate(args[1]) if index is not None]}
         self.events.append(
             Event(
                 layer,
                 self._calls.name,
                 op,
-                pointwise,
+                call.pointwise,
+                not derived,
                 handler is not None,
                 shapes_in,
-                tuple(value.shape for value in outputs),
+                tuple(value.shape for value in call.outputs),
                 self._text,
-                self._calls.options,
+                options,
             )
         )
-        for value in outputs:
+        for value in call.outputs:
             self.tolerance = max(self.tolerance, _ROUNDING.get(value.dtype, 0.0))
         if self.inspect:
-            self.inspect(len(self.events) - 1, inputs, outputs)
+            marks = ([self.marks.of(value) for value in values] for values in (inputs, call.outputs))
+            self.inspect(len(self.events) - 1, *marks)
         return result
 
     def edges(self, x: Tensor, n: int) -> list[bool]:
@@ -147,11 +135,8 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         stride, padding, dilation, output_padding = (_each(v, n) for v in (stride, padding, dilation, output_padding))
         batch, n_in = x.shape[0], x.shape[1] // groups
         n_out = weight.shape[1] if transposed else weight.shape[0] // groups
-        mixed = (
-            (x.reshape(batch, groups, n_in, *x.shape[2:]) * _ramp(n_in, x, 3 + n, 2, 1 / n_in))
-            .sum(2)
-            .flatten(0, 1)[:, None]
-        )
+        mixed = torch.einsum("bgc...,c->bg...", x.reshape(batch, groups, n_in, *x.shape[2:]), _ramp(n_in, x, 1 / n_in))
+        mixed = mixed.flatten(0, 1)[:, None]
         kernel = torch.ones(1, 1, *kernel_shape, dtype=x.dtype, device=x.device)
         for i, k in enumerate(kernel_shape):
             taps = 1 + 0.4 * torch.sin(1.7 * torch.arange(k, dtype=torch.float64, device=x.device) + 0.3 + i)
@@ -164,9 +149,9 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             mixed = _pad_nan(mixed, [p if e else 0 for p, e in zip(padding, edges, strict=True)])
             inner = [0 if e else p for p, e in zip(padding, edges, strict=True)]
             y = torch.convolution(mixed, kernel, None, stride, inner, dilation, False, [0] * n, 1)
-        y = y.reshape(batch, groups, 1, *y.shape[2:]) * _ramp(n_out, y, 3 + n, 2, 1.0)
-        y = y.flatten(1, 2) * (1 + 0.1 * torch.tanh(weight.to(y.dtype).mean()))
-        return y if bias is None else y + bias.to(y.dtype).reshape(-1, *[1] * n)
+        ramp = _ramp(n_out, y, 1.0 + 0.1 * float(torch.tanh(weight.mean().real)))
+        y = (y.reshape(batch, groups, 1, *y.shape[2:]) * ramp.reshape(-1, *[1] * n)).flatten(1, 2)
+        return y if bias is None else y.add_(bias.to(y.dtype).reshape(-1, *[1] * n))
 
     def pool(self, func: Any, x: Tensor, kernel: list[int], stride: Any = (), padding: Any = 0, *rest: Any) -> Any:
         """Pool; a NaN edge is padded first and then pooled without padding."""
@@ -256,11 +241,10 @@ def _each(value: Any, n: int) -> list[int]:
     return values * n if len(values) == 1 else values
 
 
-def _ramp(size: int, like: Tensor, n_axes: int, axis: int, scale: float) -> Tensor:
+def _ramp(size: int, like: Tensor, scale: float) -> Tensor:
     """Return positive weights around ``scale``, all different."""
-    weights = scale * torch.linspace(0.7, 1.3, size, dtype=like.dtype, device=like.device)
-    weights = weights if size > 1 else torch.full_like(weights, scale)
-    return weights.reshape([size if i == axis else 1 for i in range(n_axes)])
+    weights = torch.linspace(0.7, 1.3, size, dtype=like.dtype, device=like.device) if size > 1 else like.new_ones(1)
+    return scale * weights
 
 
 def _pad_nan(x: Tensor, margins: list[int]) -> Tensor:

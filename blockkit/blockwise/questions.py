@@ -1,37 +1,34 @@
-"""Ask a copy of a network four questions on each axis, on volumes long in that axis and thin in the others.
+"""Ask a copy of a network four questions on each axis, on volumes long in that axis and thinner in the others.
 
 1. Which inner grids are coarser? Their ratio to the volume's grid is the stride.
 2. If one plane of the input is NaN, which planes of the output are? The farthest gives the radius.
 3. If all padding is NaN, how deep does it come in from the edges? That gives the halo.
 4. Is the output of a window, away from its edges, the output of the whole volume? Only then is the answer believed.
+
+What goes from voxel to voxel by way of another axis shows only where the volume is thick enough for the whole way. So
+the others are at least 8 voxels, and the questions are asked again on thicker volumes where the answers call for it. In
+the end, windows cut along all three axes at once are compared with the whole.
 """
 
 import math
-from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from blockkit.blockwise import blame
-from blockkit.blockwise.probe import Probe, Watch
+from blockkit.blockwise.probe import DecisionError, Probe
+from blockkit.blockwise.together import AxisReach, Together, equal, largest, positive, round_up
 from blockkit.blockwise.trace import growing_axes, total_stride, understood
+from blockkit.blockwise.watch import Watch
 
 _LONGEST = 1024
-_SIZES = (*range(1, 11), 12, 14, 15, 16, 18, 20, 21, 24, 25, 27, 28, 30, 32)
+_SIZES = (8, 12, 10, 16, 14, 18, 20, 22, 24, 26, 9, 15, 21, 27, 25, 28, 30, 32, 33, 36, 39, 40, 48, 64)
+_AFFORDABLE = 10**7
+"""Numbers that all operations of one run may give, together, on volumes larger than the least."""
 
 
-@dataclass
-class AxisReach:
-    """The answers on one axis, in voxels, and the layers that widen them."""
-
-    radius: int
-    stride: int
-    halo: int
-    layers: list[str]
-
-
-class _Misfit(Exception):
+class _Misfit(ValueError):
     """The sizes tried do not suit the network's stride, or nothing does."""
 
 
@@ -40,39 +37,82 @@ class Prober:
 
     def __init__(self, twin: nn.Module, n_channels: int | None) -> None:
         self.twin, self.watch = twin, Watch(twin)
+        self.per_voxel = 1.0
         self.n_channels, self.least = self._find_door(n_channels)
+        self.thickness = [self.least] * 3
+        if self.per_voxel > 1000 and self._takes(4):
+            self.thickness = [4] * 3  # hundreds of channels: it would take minutes
 
     def axes(self) -> list[AxisReach]:
         """Probe z, y and x."""
-        return [self._probe_axis(axis) for axis in range(3)]
+        found = [self._probe_axis(axis) for axis in range(3)]
+        while (thicker := self._thicker(found)) != self.thickness:
+            self.thickness = thicker
+            found = [self._probe_axis(axis, found[axis].length) for axis in range(3)]
+        Together(found, self.n_channels, self.least, _AFFORDABLE / self.per_voxel).check(self.run)
+        return found
+
+    def _thicker(self, found: list[AxisReach]) -> list[int]:
+        """Return how thick the volume must be on each axis for any way there and back, as far as it is affordable."""
+        longest = max(one.length for one in found)
+        affordable = int(math.sqrt(_AFFORDABLE / (8 * longest * self.per_voxel))) // self.least * self.least
+        needed = [round_up(2 * one.halo + one.stride, self.least) for one in found]
+        return [max(now, min(n, affordable)) for now, n in zip(self.thickness, needed, strict=True)]
 
     def _find_door(self, n_channels: int | None) -> tuple[int, int]:
         """Find a number of channels and the least size of a cube that the network takes."""
         channels = _likely_channels(self.twin) if n_channels is None else [n_channels]
         problem = ""
         for size, count in product(_SIZES, channels):
-            x = _positive((2, count, size, size, size))
+            if size > 16 and count not in channels[:3]:
+                continue
+            x = positive((2, count, size, size, size))
             try:
-                y = Probe(self.watch).run(self.twin, x)
+                probe = Probe(self.watch)
+                y = probe.run(self.twin, x)
+            except DecisionError:
+                raise
             except Exception as error:
                 problem = problem or f"{self.where()}: {error}"
                 continue
             if not isinstance(y, Tensor):
                 raise ValueError(f"The network gives a {type(y).__name__}, expected one tensor.")
             if y.ndim == 5 and y.shape[2:] == x.shape[2:] and y.shape[0] == 2:
+                given = sum(math.prod(shape) for event in probe.events for shape in event.shapes_out)
+                self.per_voxel = max(1.0, given / (2 * size**3))
                 return count, size
             problem = _shape_problem(x, y)
         raise ValueError(f"The network does not run on small volumes, such as (window, channel, 8, 8, 8): {problem}.")
+
+    def _takes(self, size: int) -> bool:
+        x = positive((2, self.n_channels, size, size, size))
+        try:
+            return Probe(self.watch).run(self.twin, x).shape[2:] == x.shape[2:]
+        except Exception:
+            return False
+
+    def run(self, x: Tensor, **options: object) -> tuple[Probe, Tensor]:
+        """Run the network, watched, on a volume that it must take."""
+        probe = Probe(self.watch, **options)  # type: ignore[arg-type]
+        try:
+            y = probe.run(self.twin, x)
+        except DecisionError:
+            raise
+        except Exception as error:
+            raise _Misfit(blame.size(self.where(), tuple(x.shape[2:]), self.least, error)) from error
+        if y.shape[2:] != x.shape[2:] or y.shape[0] != x.shape[0]:
+            raise _Misfit(f"The network does not keep the shape: {_shape_problem(x, y)}.")
+        return probe, y
 
     def where(self) -> str:
         """Return the module that ran last, for a message about an error in it."""
         return self.watch.stack[-1] if self.watch.stack else "the network"
 
-    def _probe_axis(self, axis: int) -> AxisReach:
+    def _probe_axis(self, axis: int, least_length: int = 0) -> AxisReach:
         """Find the sizes that suit the network, and with them the reach along ``axis``."""
         problem: _Misfit | None = None
         for unit in sorted({math.lcm(self.least, n) for n in (16, 48, 80, 112, 144)}):
-            length = unit
+            length = max(unit, least_length) if least_length % unit == 0 else unit
             try:
                 while length + unit <= max(_LONGEST, 4 * unit):
                     found = _Attempt(self, axis, length, unit).find()
@@ -89,10 +129,14 @@ class Prober:
         raise ValueError(str(problem))
 
     def volume(self, axis: int, length: int, n_windows: int) -> Tensor:
-        """Return random volumes, ``length`` along ``axis`` and small along the others."""
-        shape = [n_windows, self.n_channels, self.least, self.least, self.least]
+        """Return random volumes, ``length`` along ``axis`` and thin along the others."""
+        shape = [n_windows, self.n_channels, *self.thickness]
         shape[2 + axis] = length
-        return _positive(tuple(shape))
+        return positive(tuple(shape))
+
+
+_WHOLES = (0, 0, 1, 1)
+"""For each window, which of the volumes it is cut out of."""
 
 
 class _Attempt:
@@ -100,9 +144,10 @@ class _Attempt:
 
     def __init__(self, prober: Prober, axis: int, length: int, unit: int) -> None:
         self.prober, self.axis, self.length, self.unit = prober, axis, length, unit
-        self.whole_x = prober.volume(axis, length + unit, 3)
-        self.whole, self.whole_y = self._run(self.whole_x)
-        self.window, self.window_y = self._run(self._windows(1))
+        self.whole_x = prober.volume(axis, length + unit, 4)
+        self.whole_x[1] = 3 * (self.whole_x[1] - 1)
+        self.whole, self.whole_y = self.prober.run(self.whole_x)
+        self.window, self.window_y = self.prober.run(self._windows(1))
         self.grown = growing_axes(self.window.events, self.whole.events)
         self.understood = self.grown is not None and understood(self.window.events, self.grown)
 
@@ -112,31 +157,27 @@ class _Attempt:
         radius = self._radius(stride)
         if radius is None:
             return None
-        depth = self._depth(stride)
+        depth = self._depth(stride) if self.understood else radius
         if depth is None:
             return None
-        halos = {_round_up(n, stride) for n in (depth, max(depth, radius))}
-        for halo in sorted(halos):
+        halos = {depth, max(depth, radius)}
+        if not self.understood:  # something inside may look farther than what comes out
+            halos |= {radius + n * stride for n in (1, 2, 4, 8)}
+        for halo in sorted({round_up(halo, stride) for halo in halos}):
             if 2 * halo + stride > self.length:
                 return None
             if self._window_equals_whole(halo, stride):
-                return AxisReach(max(radius, depth), stride, halo, self._layers())
+                return AxisReach(max(radius, depth), stride, halo, self._layers(), self.length)
         raise _Misfit(blame.position(self.window.events, self.whole.events, "zyx"[self.axis]))
 
-    def _run(self, x: Tensor, **options: object) -> tuple[Probe, Tensor]:
-        probe = Probe(self.prober.watch, **options)  # type: ignore[arg-type]
-        try:
-            y = probe.run(self.prober.twin, x)
-        except Exception as error:
-            raise _Misfit(blame.size(self.prober.where(), tuple(x.shape[2:]), self.prober.least, error)) from error
-        if y.shape[2:] != x.shape[2:] or y.shape[0] != x.shape[0]:
-            raise _Misfit(f"The network does not keep the shape: {_shape_problem(x, y)}.")
-        return probe, y
-
     def _windows(self, stride: int) -> Tensor:
-        """Cut three windows out of the whole: at its start, one stride later, and at its end."""
-        starts = (0, stride, self.unit)
-        return torch.stack([self.whole_x[0].narrow(1 + self.axis, start, self.length) for start in starts])
+        """Cut windows out of a positive and a signed whole: at its start, one stride later, and at its end."""
+        wholes = [self.whole_x[i] for i in _WHOLES]
+        pairs = zip(wholes, self._starts(stride), strict=True)
+        return torch.stack([whole.narrow(1 + self.axis, start, self.length) for whole, start in pairs])
+
+    def _starts(self, stride: int) -> tuple[int, ...]:
+        return 0, stride, stride, self.unit
 
     def _stride(self) -> int:
         if self.grown is None:
@@ -152,13 +193,14 @@ class _Attempt:
     def _radius(self, stride: int) -> int | None:
         """Mark one plane after the other, for all phases of the stride, and look how far the mark has come."""
         center, farthest = self.length // 2 // stride * stride, 0
-        at_once = max(2, 2**17 // (self.length * self.prober.least**2))
+        at_once = max(2, 2**17 // math.prod(self.whole_x.shape[2:]))
         for first in range(center, center + stride, at_once):
             planes = [min(first + i, center + stride - 1) for i in range(min(at_once, max(2, stride)))]
             x = self.prober.volume(self.axis, self.length, len(planes))
             touched = self._touched(x, planes, math.nan)
             if not self.understood:  # something may have stopped the NaN: change the plane to other numbers, too
-                touched |= self._touched(x, planes, 1e3) | self._touched(x, planes, 0.1)
+                for value in (1e3, 0.1, 0.0, -1e3):
+                    touched |= self._touched(x, planes, value)
             for plane, line in zip(planes, touched, strict=True):
                 positions = line.nonzero().flatten().tolist() or [plane]
                 if positions[0] == 0 or positions[-1] == self.length - 1:
@@ -172,18 +214,16 @@ class _Attempt:
         marked = x.clone()
         for volume, plane in zip(marked, planes, strict=True):
             volume.select(1 + self.axis, plane).fill_(value)
-        y = self._run(marked, nan=math.isnan(value))[1]
+        y = self.prober.run(marked, nan=math.isnan(value))[1]
         if not math.isnan(value):
-            before = self._run(x)[1]
+            before = self.prober.run(x)[1]
             y = torch.where((y - before).abs() > 1e-12 * before.abs().max(), math.nan, 0.0)
         return self._lines(y)
 
     def _depth(self, stride: int) -> int | None:
         """Make all padding NaN, and look how deep it comes in."""
-        if not self.understood:
-            return 0
         x = self.prober.volume(self.axis, self.length, 3)
-        touched = self._lines(self._run(x, grown=self.grown)[1]).any(0)
+        touched = self._lines(self.prober.run(x, grown=self.grown)[1]).any(0)
         middle = self.length // 2
         if touched[middle - stride : middle + stride].any():
             return None
@@ -206,25 +246,19 @@ class _Attempt:
 
     def _window_equals_whole(self, halo: int, stride: int) -> bool:
         """Compare windows with the whole, away from the windows' own edges."""
-        _, parts = self._run(self._windows(stride))
-        tolerance = self.whole.tolerance * float(self.whole_y.abs().max())
-        for part, start in zip(parts, (0, stride, self.unit), strict=True):
+        _, parts = self.prober.run(self._windows(stride))
+        for part, number, start in zip(parts, _WHOLES, self._starts(stride), strict=True):
             first = halo if start else 0
             last = self.length - (halo if start != self.unit else 0)
             mine = part.narrow(1 + self.axis, first, last - first)
-            theirs = self.whole_y[0].narrow(1 + self.axis, start + first, last - first)
-            if not bool(((mine - theirs).abs() <= tolerance).all()):
+            theirs = self.whole_y[number].narrow(1 + self.axis, start + first, last - first)
+            if not equal(mine, theirs, self.whole.tolerance * largest(self.whole_y[number])):
                 return False
         return True
 
     def _layers(self) -> list[str]:
         """Return one line for each windowed operation."""
         return [f"{event.layer}: {event.text}" for event in self.whole.events if event.text]
-
-
-def _positive(shape: tuple[int, ...]) -> Tensor:
-    """Return random numbers between 0.5 and 1.5, always the same."""
-    return torch.rand(shape, dtype=torch.float64, device="cpu", generator=torch.Generator("cpu").manual_seed(0)) + 0.5
 
 
 def _shape_problem(x: Tensor, y: Tensor) -> str:
@@ -240,7 +274,3 @@ def _likely_channels(network: nn.Module) -> list[int]:
     first = [n for n in taken if isinstance(n, int) and n > 0]
     before = [n // factor for n in first[:1] for factor in (1, 8, 4, 2, 27, 64) if n % factor == 0]
     return list(dict.fromkeys((*before, 2, 1, *first[1:], 3, 4, 8, 16)))
-
-
-def _round_up(n: int, stride: int) -> int:
-    return -(-n // stride) * stride

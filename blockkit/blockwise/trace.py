@@ -8,19 +8,17 @@ from typing import Any
 import torch
 
 VIEWS = {
-    "alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "native_channel_shuffle", "permute",
-    "pixel_shuffle", "pixel_unshuffle", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view", "_reshape_alias",
-    "_to_copy", "_unsafe_view",
+    "alias", "clone", "complex", "contiguous", "detach", "expand", "imag", "lift_fresh", "native_channel_shuffle",
+    "permute", "pixel_shuffle", "pixel_unshuffle", "polar", "real", "reshape", "squeeze", "t", "transpose", "unsqueeze",
+    "view", "view_as_complex", "view_as_real", "_conj", "_reshape_alias", "_to_copy", "_unsafe_view",
 }  # fmt: skip
-_CUTS = {"cat", "narrow", "select", "slice", "split", "split_with_sizes", "stack", "unbind"}
+CUTS = {"cat", "narrow", "select", "slice", "split", "split_with_sizes", "stack", "unbind"}
 _MIXERS = {
     "addmm", "amax", "amin", "bmm", "linalg_vector_norm", "mean", "mm", "native_batch_norm", "native_layer_norm",
-    "sum", "var", "var_mean", "_log_softmax", "_native_batch_norm_legit_no_training", "_prelu_kernel", "_softmax",
+    "sum", "var", "var_mean", "_log_softmax", "_native_batch_norm_legit_no_training", "_prelu_kernel", "_safe_softmax",
+    "_softmax",
 }  # fmt: skip
-_HIDERS = {
-    "argmax", "argmin", "eq", "ge", "gt", "heaviside", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not",
-    "logical_or", "lt", "masked_fill", "max_unpool2d", "max_unpool3d", "nan_to_num", "ne", "sgn", "sign", "where",
-}  # fmt: skip
+_CARRIED = {"all", "any", "argmax", "argmin", "copy_", "embedding", "isclose", "masked_fill", "masked_fill_"}
 _DRAWS = {"bernoulli_", "empty_like", "new_empty"}
 
 
@@ -35,6 +33,8 @@ class Event:
     op: str
     """The operation that PyTorch ran for it."""
     pointwise: bool
+    constant: bool
+    """It gave numbers that do not come from the input."""
     windowed: bool
     """It sees a window of bounded size, and the probe knows its edges."""
     shapes_in: tuple[torch.Size, ...]
@@ -42,7 +42,7 @@ class Event:
     text: str
     """For windowed operations, their geometry."""
     options: dict[str, Any]
-    """Options of the call that matter: ``mode``, ``align_corners``."""
+    """Options of the call that matter: ``mode``, ``align_corners``; the axes that an indexing is about."""
 
 
 def growing_axes(short: list[Event], long: list[Event]) -> list[tuple[int, ...]] | None:
@@ -67,11 +67,13 @@ def total_stride(short: list[Event], long: list[Event], growth: int) -> int:
 def understood(events: list[Event], grown: list[tuple[int, ...]]) -> bool:
     """Say whether every operation is one whose edges are known, so that NaN edges tell the whole truth."""
     for event, axes in zip(events, grown, strict=True):
-        cut = event.op in _CUTS and any(_changed(event, axis) for axis in axes)
+        cut = event.op in CUTS and any(_changed(event, axis) for axis in axes)
         known = (
-            (event.pointwise and event.op.rstrip("_") not in _HIDERS)
+            event.pointwise
+            or event.constant
             or event.windowed
-            or event.op in VIEWS | _CUTS | _MIXERS | _DRAWS
+            or event.op in VIEWS | CUTS | _MIXERS | _CARRIED | _DRAWS
+            or (event.op == "index" and not set(axes) & set(event.options["axes"]))
         )
         if cut or not known:
             return False

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from blockkit.blockwise.blocks import apply_blockwise
 from blockkit.blockwise.reach import reach
 
 
@@ -143,6 +144,7 @@ EXACT = {
 
 
 SLOW = {
+    "U-Net, 2 levels",
     "U-Net, 3 levels",
     "U-Net, factor 3",
     "U-Net, factor 3, trilinear",
@@ -303,6 +305,36 @@ REFUSED = {
     "size": (lambda: Calls(lambda x: x * x.shape[2]), "depends on the place"),
     "noise": (lambda: Calls(lambda x: x + torch.randn_like(x)), "randn_like.*random"),
     "hidden maximum": (lambda: Calls(lambda x: torch.where(x < x.amax(), x, 0 * x)), "whole volume"),
+    "gate by a mean": (lambda: Calls(lambda x: torch.where(x.mean() > 0, x, 2 * x)), "mean.*whole volume"),
+    "sign of a mean": (lambda: Calls(lambda x: x * torch.sign(x.mean())), "mean.*whole volume"),
+    "copied sign": (lambda: Calls(lambda x: torch.copysign(x, x.mean())), "mean.*whole volume"),
+    "sign bit": (lambda: Calls(lambda x: x * torch.signbit(x.mean()).to(x)), "mean.*whole volume"),
+    "lesser of two": (lambda: Calls(lambda x: torch.fmin(x, 9 * x.mean())), "mean.*whole volume"),
+    "step": (lambda: Calls(lambda x: x * torch.heaviside(x.mean(), x.new_zeros(()))), "mean.*whole volume"),
+    "mean as an integer": (lambda: Calls(lambda x: x * (1 + (5 * x.mean()).int())), "mean.*whole volume"),
+    "mean as a truth": (lambda: Calls(lambda x: x * F.relu(x.mean()).bool()), "mean.*whole volume"),
+    "hidden NaN": (lambda: Calls(lambda x: x - x.mean().nan_to_num(0.0)), "mean.*whole volume"),
+    "any": (lambda: Calls(lambda x: x * (1 + (x < 0).any())), "any.*whole volume"),
+    "count": (lambda: Calls(lambda x: x * (x < 0).sum()), "sum.*whole volume"),
+    "place of the maximum": (lambda: Calls(lambda x: x * x.flatten(2).argmax(2)[:, :, None, None, None]), "argmax"),
+    "if": (lambda: Calls(lambda x: x if x.mean() > 0 else 2 * x), r"Calls\).*__bool__.*decision on the data"),
+    "float": (lambda: Calls(lambda x: x * (float(x.sum()) > 0)), "__float__.*decision on the data"),
+    "if equal": (lambda: Calls(lambda x: x if torch.equal(x.relu(), x) else 2 * x), "equal.*decision on the data"),
+    "number of negatives": (lambda: Calls(lambda x: x * len((x < 0).nonzero())), "nonzero.*decision on the data"),
+    "if not still": (lambda: Calls(lambda x: x if x.std() < 0.5 else x / 2), "__bool__.*decision on the data"),
+    "row after row": (
+        lambda: Calls(lambda x, a: a(x.flatten(2)).view_as(x), nn.Conv1d(2, 2, 3, padding=1)),
+        "depends on the place",
+    ),
+    "swapped sizes": (
+        lambda: Calls(lambda x: x + x.reshape(*x.shape[:2], *x.shape[:1:-1]).transpose(2, 4)),
+        "farther than|depends on the place",
+    ),
+    "a turn if square": (
+        lambda: Calls(lambda x: x.transpose(2, 3) if x.shape[2] == x.shape[3] else x),
+        "all axes at once.*two sizes are equal",
+    ),
+    "number of windows": (lambda: Calls(lambda x: x * x.shape[0]), "all axes at once.*number of windows"),
     "no padding": (lambda: conv(padding=0), "same spatial shape"),
     "stride not undone": (lambda: conv(stride=2), "same spatial shape"),
     "two outputs": (lambda: Calls(lambda x: (x, x)), "tuple"),
@@ -316,10 +348,69 @@ def test_what_can_never_be_exact_is_refused_by_name(name):
         reach(build())
 
 
-def test_a_hidden_dependence_through_a_comparison_is_found():
-    shift = lambda x: F.pad(x, (0, 0, 0, 0, 3, -3))  # noqa: E731
-    network = Calls(lambda x: torch.where(shift(x) > 2.0, x, torch.zeros_like(x)))
-    assert reach(network).radius == (3, 0, 0)
+def shift(x, z=0, y=0, x_=0):
+    return F.pad(x, (x_, -x_, y, -y, z, -z))
+
+
+def nearest(x, layer, book):
+    """Replace each voxel's channels by the nearest entry of a book."""
+    distance = (layer(x).movedim(1, -1).unsqueeze(-2) - book.weight).square().sum(-1)
+    return book(distance.argmin(-1)).movedim(-1, 1)
+
+
+def overwrite(x, layer):
+    y = 1 * x
+    y[layer(x) < 0] = 0
+    return y
+
+
+BY_WAY_OF_ANOTHER_AXIS = {
+    "dilated even kernel": (lambda: conv(kernel=(3, 3, 2), dilation=(1, 1, 2), padding=1), (1, 1, 1)),
+    "dilated even kernels": (lambda: conv(kernel=(3, 3, 4), dilation=2, padding="same"), (2, 2, 3)),
+    "blind spot": (lambda: Calls(lambda x, a, b: b(shift(a(x), y=1)), conv(), conv()), (2, 3, 2)),
+    "diagonal": (lambda: Calls(lambda x: x + shift(x, 1, 1)), (1, 1, 0)),
+    "far away": (lambda: conv(kernel=(3, 3, 2), dilation=(1, 1, 14), padding=(1, 1, 7)), (1, 1, 7)),
+}
+THROUGH_GATES = {
+    "comparison": (lambda: Calls(lambda x: torch.where(shift(x, 3) > 2, x, torch.zeros_like(x))), (3, 0, 0)),
+    "gate": (lambda: Calls(lambda x, a: x * (a(x) > 0), conv()), (1, 1, 1)),
+    "choice": (lambda: Calls(lambda x, a: torch.where(a(x) > 0, x, x / 9), conv()), (1, 1, 1)),
+    "choice of the far": (lambda: Calls(lambda x: torch.where(x > 9, shift(x, 2), x)), (2, 0, 0)),
+    "filled mask": (lambda: Calls(lambda x, a: x.masked_fill(a(x) < 0, 0.0), conv()), (1, 1, 1)),
+    "overwritten": (lambda: Calls(overwrite, conv()), (1, 1, 1)),
+    "rounded gate": (lambda: Calls(lambda x, a: x * (torch.sigmoid(a(x)) > 0.5), conv()), (1, 1, 1)),
+    "gate of two": (lambda: Calls(lambda x, a: x * ((a(x) > 0) & ~(shift(x, 0, 2) < 1)), conv()), (1, 2, 1)),
+    "any in a row": (lambda: Calls(lambda x, a: x * (a(x) > 0).any(1, keepdim=True), conv()), (1, 1, 1)),
+    "sign": (lambda: Calls(lambda x, a, b: b(torch.sign(a(x))), conv(), conv(kernel=1)), (1, 1, 1)),
+    "sign, then kernel 3": (lambda: Calls(lambda x, a, b: x + b(torch.sign(a(x))), conv(), conv()), (2, 2, 2)),
+    "mask, then kernel 5": (lambda: Calls(lambda x, a: a((x > 0).to(x)), conv(kernel=5)), (2, 2, 2)),
+    "integers": (lambda: Calls(lambda x, a, b: b((9 * a(x)).int().to(x)), conv(), conv()), (2, 2, 2)),
+    "greater of two": (lambda: Calls(lambda x: torch.fmax(x, F.avg_pool3d(x, 5, 1, 2))), (2, 2, 2)),
+    "book": (lambda: Calls(nearest, conv(), nn.Embedding(8, 2)), (1, 1, 1)),
+}
+HIDDEN = BY_WAY_OF_ANOTHER_AXIS | THROUGH_GATES
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_hidden_dependence_is_found(name):
+    build, radius = HIDDEN[name]
+    network = build().double()
+    found = reach(network, n_channels=2)
+    assert (found.radius, found.halo) == (radius, radius)
+    x = torch.randn(2, 17, 18, 19, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(apply_blockwise(network, x, 4), network(x[None])[0], rtol=1e-10, atol=1e-10)
+
+
+def test_channels_may_be_taken_in_any_order_on_the_way():
+    network = Calls(lambda x: shift(shift(x, 2)[:, [1, 0]], -2))
+    assert reach(network).halo == (2, 0, 0)
+
+
+def test_a_mask_that_is_always_the_same_hides_what_it_covers():
+    mask = torch.tensor([True, False]).reshape(2, 1, 1, 1)
+    covered = Calls(lambda x: torch.where(mask, x, shift(x, 3))[:, :1])
+    shown = Calls(lambda x: torch.where(mask, x, shift(x, 3))[:, 1:])
+    assert [reach(network, n_channels=2).radius[0] for network in (covered, shown)] == [0, 3]
 
 
 def test_a_shift_undone_by_a_second_shift_still_needs_its_halo():
@@ -406,6 +497,7 @@ def test_a_network_without_memory_can_be_probed():
     assert all(value.is_meta for value in network.state_dict().values())
 
 
+@pytest.mark.slow
 def test_a_network_of_hundreds_of_channels_is_probed_without_its_weights():
     with torch.device("meta"):
         wide = Residual(conv(2, 400), nn.SiLU(), *(conv(400, 400) for _ in range(5)), conv(400, 2))

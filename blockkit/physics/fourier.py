@@ -92,8 +92,8 @@ class NUFFT(LinearOperator):
 
     the sum of :class:`DirectFourier`: orthonormal scale, minus sign, the image's center at index ``n // 2``. The
     adjoint is the conjugate transpose of the forward to rounding, whatever the tolerance. Coils are done one after
-    another, so the workspace is that of one: a fine grid of about 2 x the image (8 x for a tolerance below 1e-4 in
-    complex64, or below 1e-8 in complex128) and in the adjoint up to twice that.
+    another, so the workspace is that of one: a fine grid of about 2 x the image (8 x for a tolerance below 1e-3 in
+    complex64, or below 2e-6 in complex128) and in the adjoint up to twice that.
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ from blockkit.physics.trajectory import radial_3d
 
 SHAPES = [(11, 8, 9), (1, 16, 13), (12, 1, 7), (1, 1, 15), (2, 3, 2), (1, 1, 1), (5, 24, 6)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+finest_table = pytest.param(2e-5, marks=pytest.mark.slow)  # torchkbnufft makes its tables for seconds
 
 
 def random(*shape: int, dtype: torch.dtype = torch.complex128, seed: int = 5) -> Tensor:
@@ -78,7 +79,7 @@ def test_finufft_keeps_its_tolerance(shape, tolerance):
 
 
 @every_shape
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-4])
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-4, finest_table])
 def test_torchkbnufft_keeps_its_tolerance(shape, tolerance):
     check_tolerance(scattered(shape, 67), shape, "torchkbnufft", tolerance)
 
@@ -95,6 +96,27 @@ def check_tolerance(trajectory, shape, engine, tolerance):
     x, y = random(*shape), random(len(trajectory))
     assert relative(F(x), exact(x)) < tolerance
     assert relative(F.adjoint(y), exact.adjoint(y)) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("engine", "tolerance"),
+    [
+        *(("finufft", tolerance) for tolerance in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)),
+        *(("torchkbnufft", tolerance) for tolerance in (1e-1, 1e-2, 1e-3, 1e-4)),
+        pytest.param("torchkbnufft", 2e-5, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("shape", [(1, 64, 63), (15, 13, 11)], ids=str)
+def test_a_bright_corner_voxel_and_samples_in_the_corners_keep_the_tolerance(shape, engine, tolerance):
+    inside = scattered(shape, 120)
+    corners = inside.sign() * torch.tensor(shape) / 2 * (1 + torch.linspace(0, 9e-4, 120)[:, None])
+    trajectory = torch.cat([inside, corners]) * (torch.tensor(shape) > 1)
+    F, exact = NUFFT(trajectory, shape, engine=engine, tolerance=tolerance), DirectFourier(trajectory, shape)
+    corner = torch.zeros(shape, dtype=torch.complex128)
+    corner[0, 0, 0] = 1
+    for x in (corner, random(*shape)):
+        assert relative(F(x), exact(x)) < tolerance
+    assert relative(F.adjoint(random(240)), exact.adjoint(random(240))) < tolerance
 
 
 @pytest.mark.parametrize("engine", ["finufft", "torchkbnufft"])
@@ -387,6 +409,11 @@ def test_adjointness_does_not_depend_on_the_number_of_threads():
             assert adjoint_error(F) < 1e-13
     finally:
         torch.set_num_threads(n_threads)
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 2e-6, 1e-6, 3e-7, 1e-7, 1e-8])
+def test_adjointness_does_not_depend_on_the_tolerance(tolerance):
+    assert adjoint_error(NUFFT(radial_3d(40, 64, (32, 31, 30)), (32, 31, 30), tolerance=tolerance)) < 1e-13
 
 
 def test_elsewhere_than_on_cpu_or_cuda_the_work_is_done_at_home(monkeypatch):

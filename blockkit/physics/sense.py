@@ -6,12 +6,13 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes as _real
 
 from blockkit.checks import check_complex, check_count, check_finite, check_image, check_shape3, check_tensor
 from blockkit.physics.fourier import NUFFT, Toeplitz, toeplitz_pays
 from blockkit.physics.linop import LinearOperator, apply_linear
-from blockkit.physics.solvers import largest_eigenvalue
+from blockkit.physics.solvers import eigenvalue_bound
 from blockkit.physics.trajectory import density_compensation
 
 NORMALS = ("auto", "toeplitz", "nufft")
@@ -69,6 +70,7 @@ class Encoding(LinearOperator):
             hint = " For one coil, pass maps[None]." if maps.ndim == 3 else ""
             raise ValueError(f"maps has shape {tuple(maps.shape)}, expected (coil, z, y, x).{hint}")
         check_complex(maps, "maps")
+        _check_maps(maps)
         if normal not in NORMALS:
             raise ValueError(f"normal is {normal!r}, expected one of {', '.join(map(repr, NORMALS))}.")
         self.maps = maps
@@ -104,28 +106,12 @@ class Encoding(LinearOperator):
 
     @cached_property
     def lipschitz(self) -> float:
-        r"""The largest eigenvalue of ``normal``, with a margin, computed once.
+        r"""A bound of the largest eigenvalue of ``normal``, computed once: Lanczos, at most ten ``normal``.
 
-        Without weights it lives where k-space is densest, at the center: power iteration on a grid of at most 16 voxels
-        an axis and the samples inside it finds it to 1 %; the margin is 2 %. With weights it may live anywhere, so ten
-        iterations run at full size, with a margin of 10 %.
+        :func:`~blockkit.physics.solvers.eigenvalue_bound` says how close: within 2 % for radial scans.
         """
         with _real():
-            if self.weights is None:
-                coarse = self._coarse(16)
-                return 1.02 * largest_eigenvalue(coarse._normal, coarse.in_shape, n_iterations=20, device=self.device)
-            return 1.1 * largest_eigenvalue(self._normal, self.in_shape, n_iterations=10, device=self.device)
-
-    def _coarse(self, most: int) -> "Encoding":
-        """Return the same scan at a lower resolution: fewer voxels over the same field of view, and their samples."""
-        maps, inside = self.maps, torch.ones(len(self.trajectory), dtype=torch.bool, device=self.device)
-        for axis, n in enumerate(self.in_shape):
-            m = min(n, most)
-            if m < n:
-                places = ((torch.arange(m) - m // 2) * n / m).round().long() + n // 2
-                maps = maps.index_select(axis + 1, places.to(maps.device))
-                inside &= self.trajectory[:, axis].abs() <= m / 2
-        return Encoding(self.trajectory[inside], maps, engine=self.fourier.engine, normal="toeplitz")
+            return eigenvalue_bound(self._normal, self.in_shape, device=self.device)
 
     def weighted(self, weights: Tensor | None) -> Self:
         """Return the operator with other ``weights``, sharing maps, NUFFT and density with this one."""
@@ -190,8 +176,9 @@ class Encoding(LinearOperator):
         check_tensor(weights, "weights")
         if tuple(weights.shape) != self.out_shape[1:]:
             raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (sample,) = {self.out_shape[1:]}.")
-        if weights.is_complex():
-            raise TypeError("weights is complex, expected real numbers. Pass weights.abs().")
+        if not weights.is_floating_point():
+            hint = "weights.abs()" if weights.is_complex() else "weights.float()"
+            raise TypeError(f"weights has dtype {weights.dtype}, expected real floating point. Pass {hint}.")
         with _real():
             check_finite(weights, "weights")
             n_negative = int((weights < 0).sum())
@@ -205,3 +192,11 @@ class Encoding(LinearOperator):
             f"Encoding({len(self.maps)} coils, {self.in_shape} -> {self.out_shape}, {self.fourier.engine}, "
             f"normal by {self.normal_kind}{weighted})"
         )
+
+
+def _check_maps(maps: Tensor) -> None:
+    """Raise if there is no coil, or a NaN or an infinity; coil by coil, so that little memory is needed."""
+    if not len(maps):
+        raise ValueError(f"maps has shape {tuple(maps.shape)}, expected at least one coil.")
+    if not isinstance(maps, FakeTensor) and not all(torch.isfinite(coil).all() for coil in maps):
+        check_finite(maps, "maps")

@@ -1,4 +1,4 @@
-"""Iterative solvers for linear operators: conjugate gradients, power iteration, FISTA.
+"""Iterative solvers for linear operators: conjugate gradients, Lanczos, FISTA.
 
 Each takes callables, so it knows neither coils nor Fourier transforms, and complex (or real) tensors of any shape.
 """
@@ -6,6 +6,7 @@ Each takes callables, so it knows neither coils nor Fourier transforms, and comp
 import math
 from collections.abc import Callable, Sequence
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -80,11 +81,10 @@ def largest_eigenvalue(
     dtype: torch.dtype = torch.complex64,
     device: torch.device | str = "cpu",
 ) -> float:
-    r"""Estimate the largest eigenvalue of a Hermitian positive semi-definite map by power iteration.
+    r"""Estimate the largest eigenvalue of a Hermitian positive semi-definite map by the Lanczos iteration.
 
-    Returns the Rayleigh quotient :math:`\langle v, N v\rangle / \|v\|^2`, which grows with the iterations and never
-    exceeds the eigenvalue: a step size of its inverse wants a few per cent of safety. Cost: one ``normal`` an
-    iteration.
+    Returns the largest Ritz value, which grows with the iterations and, but for rounding, never exceeds the eigenvalue.
+    Cost: one ``normal`` an iteration, about four images of memory.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def largest_eigenvalue(
     in_shape
         The shape of its argument, usually ``(z, y, x)``.
     n_iterations
-        How many times ``normal`` is applied.
+        How many times ``normal`` is applied, at most.
     seed
         Seed of the random start, drawn on the CPU and so the same on each device.
     dtype, device
@@ -108,21 +108,64 @@ def largest_eigenvalue(
     ------
     ValueError
         If ``normal`` gives NaN or infinity, or ``n_iterations`` is below 1.
+
+    References
+    ----------
+    .. [1] Lanczos, "An iteration method for the solution of the eigenvalue problem of linear differential and integral
+       operators", J. Res. NBS 45:255-282, 1950.
     """
+    return _lanczos(normal, in_shape, n_iterations, seed, dtype, device)[0]
+
+
+def eigenvalue_bound(
+    normal: Map,
+    in_shape: Sequence[int],
+    *,
+    n_iterations: int = 10,
+    seed: int = 0,
+    dtype: torch.dtype = torch.complex64,
+    device: torch.device | str = "cpu",
+) -> float:
+    r"""Bound the largest eigenvalue of a Hermitian positive semi-definite map from above, closely and cheaply.
+
+    Returns :math:`\theta + \|N u - \theta u\|` for the largest Ritz pair of the Lanczos iteration from a random start:
+    about 2 % above the eigenvalue after ten iterations for the encoding operators here, and still above it where
+    :math:`\theta` itself is 5 % below. It is no proof, since a random start may miss an eigenvector; 1 / it is a safe
+    step size. The parameters are those of :func:`largest_eigenvalue`; it stops early once the residual is below 0.1 %.
+    """
+    value, residual = _lanczos(normal, in_shape, n_iterations, seed, dtype, device, tolerance=1e-3)
+    return value * (1 + 1e-3) + residual
+
+
+def _lanczos(
+    normal: Map,
+    in_shape: Sequence[int],
+    n_iterations: int,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    tolerance: float = 0.0,
+) -> tuple[float, float]:
+    """Return the largest Ritz value, and the norm of the residual of its Ritz vector."""
     check_count(n_iterations, "n_iterations")
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(tuple(in_shape), dtype=dtype, generator=generator).to(device)
-    quotient = 0.0
+    v = v / torch.linalg.vector_norm(v)
+    before, diagonal, beside = torch.zeros_like(v), [], [0.0]
+    value = residual = 0.0
     for _ in range(n_iterations):
-        v = v / torch.linalg.vector_norm(v)
         image = normal(v)
-        quotient = float(_inner(v, image))
-        if quotient == 0.0:
-            return 0.0
-        v = image
-    if not math.isfinite(quotient):
-        raise ValueError(f"the largest eigenvalue came out as {quotient}. Does the operator hold NaN or infinity?")
-    return quotient
+        diagonal.append(float(_inner(v, image)))
+        image = image - diagonal[-1] * v - beside[-1] * before
+        beside.append(float(torch.linalg.vector_norm(image)))
+        if not math.isfinite(diagonal[-1] + beside[-1]):
+            raise ValueError("the largest eigenvalue is not finite. Does the operator hold NaN or infinity?")
+        values, vectors = scipy.linalg.eigh_tridiagonal(diagonal, beside[1:-1])
+        value, residual = float(values[-1]), beside[-1] * abs(float(vectors[-1, -1]))
+        if residual <= max(tolerance, torch.finfo(dtype).eps) * value:
+            break
+        before, v = v, image / beside[-1]
+    return value, residual
 
 
 def fista(

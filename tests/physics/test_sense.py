@@ -85,14 +85,46 @@ def test_more_coils_at_once_take_more_memory():
     assert peaks[1] > 1.5 * peaks[0]
 
 
-@pytest.mark.parametrize("normal", ["toeplitz", "nufft"])
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_the_lipschitz_bound_holds_and_is_not_idle(normal, weights):
-    A, x = make(normal=normal, weights=weights), random(SHAPE)
-    for _ in range(200):
+def cartesian(shape):
+    axes = [torch.arange(n, dtype=torch.float32) - n // 2 for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+RADIAL = radial_3d(100, 64, (32, 28, 32))
+TRAJECTORIES = {
+    "radial": RADIAL,
+    "off the center": torch.cat([RADIAL, torch.tensor([[7.3, -4.2, 9.1]]).expand(4000, 3)]),
+    "hollow": RADIAL[RADIAL.norm(dim=1) > 9],
+    "cartesian": cartesian((32, 28, 32)),
+    "one sample": torch.tensor([[3.0, 2.0, -1.0]]),
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_the_lipschitz_bound_holds_and_is_near(name, weighted):
+    A = Encoding(TRAJECTORIES[name], simulate_maps(2, (32, 28, 32), seed=1))
+    A = A.weighted(A.dcf) if weighted else A
+    x = random(A.in_shape, torch.complex64)
+    for _ in range(60):
         x = A.normal(x / torch.linalg.vector_norm(x))
     largest = float(torch.linalg.vector_norm(x))
-    assert largest <= A.lipschitz < 3 * largest
+    assert largest <= A.lipschitz < 1.06 * largest
+
+
+def test_maps_without_coils_or_with_nan_are_refused():
+    trajectory, maps = radial_3d(40, 22, SHAPE), simulate_maps(3, SHAPE, seed=1)
+    with pytest.raises(ValueError, match=r"maps has shape \(0, 11, 8, 6\), expected at least one coil"):
+        Encoding(trajectory, maps[:0])
+    maps[1, 2, 3, 4] = torch.nan
+    with pytest.raises(ValueError, match=r"maps has 1 values .* index \(1, 2, 3, 4\)"):
+        Encoding(trajectory, maps)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_real_floating_point_are_refused(dtype):
+    with pytest.raises(TypeError, match="expected real floating point"):
+        make(weights=torch.ones(40 * 22, dtype=dtype))
 
 
 def test_autograd_is_the_adjoint_and_saves_no_tensor():

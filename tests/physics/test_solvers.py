@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from blockkit.physics.solvers import conjugate_gradient, fista, largest_eigenvalue
+from blockkit.physics.solvers import conjugate_gradient, eigenvalue_bound, fista, largest_eigenvalue
 
 SHAPES = [(2, 3, 4), (1, 7, 3), (5, 1, 1), (6,)]
 DTYPES = [torch.complex128, torch.float64]
@@ -88,14 +88,14 @@ def test_conjugate_gradient_runs_on_fake_tensors_and_under_autograd():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_power_iteration_finds_the_largest_eigenvalue_from_below(shape, dtype):
+def test_lanczos_finds_the_largest_eigenvalue_from_below(shape, dtype):
     normal, _ = hermitian_problem(shape, dtype)
     estimates = [largest_eigenvalue(normal, shape, n_iterations=n, dtype=dtype) for n in (3, 30, 1000)]
     assert estimates[0] <= estimates[1] <= estimates[2] <= 3 + 1e-12
     assert estimates[2] == pytest.approx(3, rel=1e-6)
 
 
-def test_power_iteration_is_seeded_and_gives_zero_for_the_zero_map():
+def test_lanczos_is_seeded_and_gives_zero_for_the_zero_map():
     normal, _ = hermitian_problem((3, 4, 5), torch.complex128)
     first, same, other = (largest_eigenvalue(normal, (3, 4, 5), n_iterations=3, dtype=torch.complex128, seed=s)
                           for s in (0, 0, 1))  # fmt: skip
@@ -104,6 +104,24 @@ def test_power_iteration_is_seeded_and_gives_zero_for_the_zero_map():
     assert largest_eigenvalue(torch.zeros_like, (3, 4, 5)) == 0
     with pytest.raises(ValueError, match="NaN or infinity"):
         largest_eigenvalue(lambda v: v * torch.nan, (3, 4, 5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1)])
+@pytest.mark.parametrize("n_iterations", [5, 10, 200])
+def test_the_bound_is_above_the_largest_eigenvalue_and_near_it(shape, dtype, n_iterations):
+    normal, _ = hermitian_problem(shape, dtype)
+    largest = 1.0 if shape == (1, 1, 1) else 3.0
+    bound = eigenvalue_bound(normal, shape, n_iterations=n_iterations, dtype=dtype)
+    assert largest <= bound < 1.25 * largest
+    assert eigenvalue_bound(torch.zeros_like, shape, dtype=dtype) == 0
+
+
+def test_the_bound_stops_once_it_is_near_enough():
+    calls = []
+    bound = eigenvalue_bound(lambda v: calls.append(1) or 2 * v, (4, 5, 6), n_iterations=50)
+    assert len(calls) == 1
+    assert 2 <= bound < 2.01
 
 
 def lasso(shape, weight):

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from blockkit.checks import check_finite, check_tensor
 from blockkit.physics.sense import Encoding
 from blockkit.physics.solvers import conjugate_gradient
 
@@ -53,11 +55,20 @@ def prepare(A: Encoding, kspace: Tensor, data_term: str = "density") -> DataTerm
         What ``A`` maps to: complex, shape ``(coil, sample)``, any unit.
     data_term
         ``"density"``: residuals weighted by the density compensation; ``"unweighted"`` and ``"cg"``: as measured.
+
+    Raises
+    ------
+    ValueError
+        If ``kspace`` holds NaN or infinity, or it or the maps require a gradient: scale and start are not
+        differentiated.
     """
     if data_term not in DATA_TERMS:
         raise ValueError(f"data_term is {data_term!r}, expected one of {', '.join(map(repr, DATA_TERMS))}.")
+    unit = _unit(kspace, A)
     if data_term == "density" and A.weights is None:
-        A, kspace = A.weighted(A.dcf), kspace * A.dcf.to(kspace.real.dtype).sqrt()
+        A, kspace = A.weighted(A.dcf), kspace * (A.dcf.to(unit.dtype).sqrt() / unit)
+    else:
+        kspace = kspace / unit
     bound = A.lipschitz
     b = A.adjoint(kspace) / bound
     gridded = b if A.weights is not None else A.adjoint(kspace * A.dcf.to(kspace.real.dtype))
@@ -70,7 +81,19 @@ def prepare(A: Encoding, kspace: Tensor, data_term: str = "density") -> DataTerm
         magnitude = (gridded * fit).abs().square_()
         scale = _ratio(magnitude.square().sum(), magnitude.sum()).sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return DataTerm(normal, b / scale, gridded * (fit / scale), scale)
+    return DataTerm(normal, b / scale, gridded * (fit / scale), scale * unit)
+
+
+def _unit(kspace: Tensor, A: Encoding) -> Tensor:
+    """Return the largest magnitude in ``kspace``, 1 if all is zero: divided by it, no square can over- or underflow."""
+    check_tensor(kspace, "kspace")
+    for name, value in (("kspace", kspace), ("maps", A.maps)):
+        if value.requires_grad:
+            raise ValueError(f"{name} requires a gradient, expected measured data: write {name}.detach().")
+    largest = torch.stack([torch.linalg.vector_norm(coil, torch.inf) for coil in kspace]).amax()
+    if not isinstance(largest, FakeTensor) and not torch.isfinite(largest):
+        check_finite(kspace, "kspace")
+    return torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def gradient_step(x: Tensor, step_size: Tensor, data: DataTerm) -> Tensor:

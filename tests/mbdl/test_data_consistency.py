@@ -80,3 +80,15 @@ def test_zero_kspace_gives_a_zero_start_and_no_nan():
     data = prepare(A, torch.zeros_like(kspace))
     assert torch.equal(data.start, torch.zeros_like(data.start))
     assert float(data.scale) == 1.0
+
+
+def test_what_cannot_be_differentiated_is_refused_and_nan_is_named():
+    A, kspace, _ = make_scan()
+    with pytest.raises(ValueError, match=r"kspace requires a gradient, .* write kspace.detach\(\)"):
+        prepare(A, kspace.clone().requires_grad_())
+    maps = A.maps.clone().requires_grad_()
+    with pytest.raises(ValueError, match="maps requires a gradient"):
+        prepare(Encoding(A.trajectory, maps), kspace)
+    kspace[1, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"kspace has 1 values .* index \(1, 3\)"):
+        prepare(A, kspace)

@@ -61,12 +61,18 @@ def test_a_volume_that_the_stride_does_not_divide_is_padded_alike_whole_and_bloc
         assert torch.linalg.vector_norm(mine - theirs) <= 1e-9 * torch.linalg.vector_norm(theirs)
 
 
-@pytest.mark.parametrize("unit", [1e-7, 3.0, 1e6])
-def test_kspace_in_any_unit_gives_the_same_image_in_that_unit(unit):
+@pytest.mark.parametrize("data_term", ["density", "unweighted", "cg"])
+@pytest.mark.parametrize("unit", [1e-20, 1e-7, 3.0, 1e6, 1e20])
+def test_kspace_in_any_unit_gives_the_same_image_in_that_unit(unit, data_term):
     A, kspace, _ = make_scan()
-    model = UnrolledNetwork(awake(ResidualCNN(3, 2).double()), 2)
+    model = UnrolledNetwork(awake(ResidualCNN(3, 2).double()), 2, data_term=data_term)
     image, scaled = model(A, kspace), model(A, kspace * unit)
     assert torch.linalg.vector_norm(scaled / unit - image) < 1e-10 * torch.linalg.vector_norm(image)
+    if data_term == "cg":
+        return  # conjugate gradients amplify the rounding of single precision
+    model, kspace = model.float(), kspace.to(torch.complex64)
+    image, scaled = model(A, kspace), model(A, kspace * unit)
+    assert torch.linalg.vector_norm(scaled / unit - image) < 1e-4 * torch.linalg.vector_norm(image)
 
 
 def test_an_untrained_model_improves_on_its_gridding_start():

@@ -6,6 +6,7 @@ Scans and checkpoint are kept in build/training/, so that an interrupted run goe
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ import torch
 import blockkit as bk
 from blockkit.mbdl.weights import SHIPPED
 
-TRAINING_SEEDS = range(1000, 1100)
-VALIDATION_SEEDS = range(2000, 2004)
-IMAGE_SHAPES = ((48, 40, 48), (44, 44, 40), (56, 42, 56))
-SHAPE_ODDS = (0.5, 0.3, 0.2)
+TRAINING_SEEDS = range(1000, 1300)
+VALIDATION_SEEDS = range(2000, 2006)
+IMAGE_SHAPES = ((48, 40, 48), (44, 44, 40), (56, 42, 56), (52, 40, 52))
+SHAPE_ODDS = (0.4, 0.2, 0.25, 0.15)
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,40 +40,49 @@ class SimulatedScans(Sequence[bk.Scan]):
 
 
 def make_scan(seed: int) -> bk.Scan:
-    """Simulate the scan of a seed: acceleration 6 to 12, 3 to 5 coils, noise 1 to 3 %, phantom 1.5 x finer."""
+    """Simulate the scan of a seed: acceleration 4 to 16, 2 to 8 coils, noise 0.7 to 4 %, phantom 1.5 x finer."""
     rng = np.random.default_rng(seed)
     shape = IMAGE_SHAPES[rng.choice(len(IMAGE_SHAPES), p=SHAPE_ODDS)]
     fine = tuple(round(1.5 * n) for n in shape)
-    acceleration = float(np.exp(rng.uniform(np.log(6), np.log(12))))
+    acceleration = float(np.exp(rng.uniform(np.log(4), np.log(16))))
     n_spokes = round(np.pi / 2 * max(shape) ** 2 / acceleration)
-    noise = float(np.exp(rng.uniform(np.log(0.01), np.log(0.03))))
+    noise = float(np.exp(rng.uniform(np.log(0.007), np.log(0.04))))
     volume = bk.pulmonary_phantom(fine, seed=seed) * float(np.exp(rng.uniform(-1, 1)))
-    n_coils = int(rng.integers(3, 6))
+    n_coils = int(rng.integers(2, 9))
     return bk.simulate_scan(volume, shape, n_coils=n_coils, n_spokes=n_spokes, noise=noise, seed=seed)
 
 
 def make_model() -> bk.UnrolledNetwork:
     """Build the architecture that ships."""
     torch.manual_seed(0)
-    regularizer = bk.ResidualCNN(48, 4, downsample=2)
-    return bk.UnrolledNetwork(regularizer, 4, shared_weights=False)
+    regularizer = bk.ResidualCNN(64, 5, downsample=2)
+    return bk.UnrolledNetwork(regularizer, 5, shared_weights=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, train, and write weights and log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--n-steps", type=int, default=1800)
+    parser.add_argument("--n-steps", type=int, default=2600)
     parser.add_argument("--only-simulate", action="store_true", help="make the scans and stop")
     args = parser.parse_args(argv)
     work = ROOT / "build" / "training"
     training, validation = SimulatedScans(TRAINING_SEEDS, work), SimulatedScans(VALIDATION_SEEDS, work)
     if args.only_simulate:
-        for scan in (*validation, *training):
+        for scan in chain(validation, training):
             print(scan, flush=True)
         return
     model = make_model()
     checkpoint = work / "checkpoint.safetensors"
-    history = bk.fit(model, training, validation=validation, n_steps=args.n_steps, checkpoint=checkpoint)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # in the regularizer only: half the time, the same PSNR
+        history = bk.fit(
+            model,
+            training,
+            validation=validation,
+            n_steps=args.n_steps,
+            learning_rate=1.5e-3,
+            augment=True,
+            checkpoint=checkpoint,
+        )
     if history.interrupted:
         print("Stopped. The same command goes on.")
         return

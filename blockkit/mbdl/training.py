@@ -4,7 +4,6 @@ import json
 import math
 import signal
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,13 +15,15 @@ from tqdm.auto import tqdm
 
 from blockkit.checks import check_count
 from blockkit.data.scan import Scan
-from blockkit.mbdl.data_consistency import DataTerm, prepare
+from blockkit.mbdl.augmentation import mirrored
+from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.optimizer import KernelOptimizer
+from blockkit.mbdl.prepared import PreparedScans
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import describe, read_tensors, write_tensors
 from blockkit.metrics import psnr
-from blockkit.physics.sense import Encoding
 
-CACHE_BYTES = 3 * 2**30
+EARLIER_UNROLLS = 0.3  # weight in the loss of the image after each unroll but the last
 _FORMAT = "blockkit-training-1"
 
 
@@ -52,17 +53,21 @@ def fit(
     validation: Sequence[Scan] = (),
     n_steps: int = 1000,
     learning_rate: float = 1e-3,
+    augment: bool = False,
     checkpoint: str | Path | None = None,
     seed: int = 0,
 ) -> History:
-    r"""Train ``model`` in place with Adam on the relative L2 loss, one scan a step.
+    r"""Train ``model`` in place on the relative L2 loss, one scan a step.
 
-    The learning rate rises over the first twentieth and then falls to a hundredth by half a cosine. Scans are taken in
-    an order drawn from ``seed`` anew for each pass. With validation scans, the weights with the best mean PSNR are the
-    ones in ``model`` at the end.
+    The image of the last unroll counts fully, and those of the earlier ones 0.3 each, so that every unroll learns from
+    the first step on. Kernels are trained by Muon and the rest by Adam (:mod:`blockkit.mbdl.optimizer`). The learning
+    rate rises over the first twentieth and then falls to a hundredth by half a cosine. Scans are taken in an order
+    drawn from ``seed`` anew for each pass. With validation scans, the weights with the best mean PSNR are the ones in
+    ``model`` at the end, also if the run fails.
 
-    Gradients are clipped to norm 1. Ctrl-C ends the run after the step under way; with ``checkpoint`` nothing is lost,
-    and the same call goes on where the last one stopped.
+    Gradients are clipped to norm 1. Inside ``torch.autocast("cpu", dtype=torch.bfloat16)`` the regularizer computes in
+    half precision; the data consistency and the weights stay in single precision. Ctrl-C ends the run after the step
+    under way; with ``checkpoint`` nothing is lost, and the same call goes on where the last one stopped.
 
     Parameters
     ----------
@@ -75,51 +80,57 @@ def fit(
     n_steps
         Steps in all, those of a resumed run included.
     learning_rate
-        Adam's, at the start.
+        The highest one.
+    augment
+        Mirror each scan along axes drawn anew at each step, conjugate it or not, and turn its phase: more scans than
+        there are, for a network that is to know no direction.
     checkpoint
         File to write after every pass and at the end, and to resume from if it exists.
     seed
-        Draws the order of the scans.
+        Draws the order of the scans, and the augmentation.
 
     Raises
     ------
     ValueError
-        If a scan has no reference, a loss is not finite, or ``checkpoint`` belongs to another model or run.
-
-    References
-    ----------
-    .. [1] Kingma, Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+        If a scan has no reference or a reference of zeros, a loss is not finite, or ``checkpoint`` belongs to another
+        model or run or cannot be written.
+    TypeError
+        If ``model`` or a scan is something else.
     """
     check_count(n_steps, "n_steps")
-    if not len(scans):
-        raise ValueError("scans is empty, expected at least one scan with a reference.")
-    run = _Run(model, n_steps, learning_rate, seed, len(scans))
+    _check_arguments(model, scans, checkpoint)
+    run = _Run(model, n_steps, learning_rate, seed, len(scans), augment)
     if checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
-    terms, held_out = _PreparedScans(scans, model), _PreparedScans(validation, model)
-    with _interruptible() as interrupt, tqdm(total=n_steps, initial=run.step, unit="step") as bar:
-        while run.step < n_steps and not interrupt.is_set():
-            loss = run.train_step(*terms[run.next_scan()])
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update()
-            if run.step % len(scans) == 0 or run.step == n_steps:
-                run.validate(held_out)
-                if checkpoint is not None:
-                    run.save(checkpoint)
-    run.history.interrupted = run.step < n_steps
-    if run.history.interrupted and checkpoint is not None:
-        run.save(checkpoint)
-    run.keep_best()
+    terms, held_out = PreparedScans("scans", scans, model), PreparedScans("validation", validation, model)
+    try:
+        with _interruptible() as interrupt, tqdm(total=n_steps, initial=run.step, unit="step") as bar:
+            for data_and_reference in held_out if run.step == 0 else ():
+                del data_and_reference  # looked at before the first step: a bad one is named now
+            while run.step < n_steps and not interrupt.is_set():
+                loss = run.train_step(*terms[run.next_scan()])
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update()
+                if run.step % len(scans) == 0 or run.step == n_steps:
+                    run.validate(held_out)
+                    if checkpoint is not None:
+                        run.save(checkpoint)
+        run.history.interrupted = run.step < n_steps
+        if run.history.interrupted and checkpoint is not None:
+            run.save(checkpoint)
+    finally:
+        run.keep_best()
     return run.history
 
 
 class _Run:
     """A training run: model, optimizer, position and history, all of which a checkpoint holds."""
 
-    def __init__(self, model: UnrolledNetwork, n_steps: int, learning_rate: float, seed: int, n_scans: int) -> None:
-        self.model, self.n_steps, self.seed, self.n_scans = model, n_steps, seed, n_scans
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+    def __init__(
+        self, model: UnrolledNetwork, n_steps: int, learning_rate: float, seed: int, n_scans: int, augment: bool
+    ) -> None:
+        self.model, self.n_steps, self.seed, self.n_scans, self.augment = model, n_steps, seed, n_scans, augment
+        self.optimizer = KernelOptimizer(model.parameters(), learning_rate, self._rate)
         self.best: dict[str, Tensor] = {}
         self.history = History()
 
@@ -134,27 +145,30 @@ class _Run:
 
     def next_scan(self) -> int:
         epoch, position = divmod(self.step, self.n_scans)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return int(torch.randperm(self.n_scans, generator=generator)[position])
+        return int(torch.randperm(self.n_scans, generator=_generator(self.seed, epoch, 0))[position])
 
     def train_step(self, data: DataTerm, reference: Tensor) -> float:
+        if self.augment:
+            data, reference = mirrored(data, reference, _generator(self.seed, self.step, 1))
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = relative_error(self.model.unroll(data), reference)
+        self.model.zero_grad(set_to_none=True)
+        target = reference / data.scale
+        errors = [relative_error(x, target) for x in self.model.iterates(data)]
+        loss = errors[-1] + EARLIER_UNROLLS * sum(errors[:-1])
         loss.backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach())
-        if not torch.isfinite(loss):
+        value = float(errors[-1].detach())
+        if not math.isfinite(value):
             raise ValueError(
                 f"The loss is {value} at step {self.step + 1}. Expected a finite number: lower learning_rate?"
             )
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.schedule.step()
+        torch.clear_autocast_cache()  # or a surrounding autocast goes on with the weights of the step before
         self.history.losses.append(value)
         return value
 
     @torch.no_grad()
-    def validate(self, scans: "_PreparedScans") -> None:
+    def validate(self, scans: PreparedScans) -> None:
         if not len(scans):
             return
         self.model.eval()
@@ -169,12 +183,10 @@ class _Run:
         self.model.eval()
 
     def save(self, path: str | Path) -> None:
-        moments = self.optimizer.state_dict()["state"]
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        tensors |= {f"adam.{i}.{name}": value for i, state in moments.items() for name, value in state.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
         metadata = {"format": _FORMAT, "run": json.dumps(self._identity()), "history": json.dumps(asdict(self.history))}
-        metadata["schedule"] = json.dumps(self.schedule.state_dict())
         write_tensors(
             path, {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, metadata
         )
@@ -193,19 +205,11 @@ class _Run:
         self.best = _strip(tensors, "best.")
         history = json.loads(metadata["history"])
         self.history = History(history["losses"], [(int(step), value) for step, value in history["validation"]])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _strip(tensors, "adam.").items():
-            i, key = name.split(".", 1)
-            moments.setdefault(int(i), {})[key] = value
-        self.schedule.load_state_dict(json.loads(metadata["schedule"]))
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
+        self.optimizer.load(_strip(tensors, "optimizer."), self.step)
 
     def _identity(self) -> dict[str, object]:
-        rates = {"learning_rate": self.schedule.base_lrs[0], "n_steps": self.n_steps}
-        return describe(self.model) | rates | {"seed": self.seed, "n_scans": self.n_scans}
+        rates = {"learning_rate": self.optimizer.learning_rate, "n_steps": self.n_steps}
+        return describe(self.model) | rates | {"seed": self.seed, "n_scans": self.n_scans, "augment": self.augment}
 
 
 def relative_error(image: Tensor, reference: Tensor) -> Tensor:
@@ -215,35 +219,15 @@ def relative_error(image: Tensor, reference: Tensor) -> Tensor:
     return error
 
 
-class _PreparedScans(Sequence[tuple[DataTerm, Tensor]]):
-    """The scans' data terms and references, made when first asked for and kept while they fit the cache."""
-
-    def __init__(self, scans: Sequence[Scan], model: UnrolledNetwork) -> None:
-        self.scans, self.data_term = scans, model.data_term
-        self.device = model.step_size.device
-        self.kept: OrderedDict[int, tuple[DataTerm, Tensor]] = OrderedDict()
-        self.n_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self.scans)
-
-    def __iter__(self) -> Iterator[tuple[DataTerm, Tensor]]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, i: int) -> tuple[DataTerm, Tensor]:  # type: ignore[override]
-        if i in self.kept:
-            return self.kept[i]
-        scan = self.scans[i]
-        if scan.reference is None:
-            raise ValueError(f"Scan {i} has no reference, expected an image to compare with. Leave it out of scans.")
-        A = Encoding(scan.trajectory.to(self.device), scan.maps)
-        with torch.no_grad():
-            made = prepare(A, scan.kspace.to(self.device), self.data_term), scan.reference.to(self.device)
-        size = scan.maps.nbytes + 20 * scan.reference.nbytes
-        if self.n_bytes + size <= CACHE_BYTES:
-            self.kept[i] = made
-            self.n_bytes += size
-        return made
+def _check_arguments(model: object, scans: object, checkpoint: str | Path | None) -> None:
+    if not isinstance(model, UnrolledNetwork):
+        raise TypeError(f"model is a {type(model).__name__}, expected a blockkit.UnrolledNetwork.")
+    if isinstance(scans, Scan) or not isinstance(scans, Sequence):
+        raise TypeError(f"scans is a {type(scans).__name__}, expected a sequence of blockkit.Scan: write [scan].")
+    if not len(scans):
+        raise ValueError("scans is empty, expected at least one scan with a reference.")
+    if checkpoint is not None and (Path(checkpoint).is_dir() or not Path(checkpoint).parent.is_dir()):
+        raise ValueError(f"checkpoint is '{checkpoint}', expected a file in a folder that exists. Make it first.")
 
 
 @contextmanager
@@ -264,6 +248,11 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _generator(seed: int, position: int, use: int) -> torch.Generator:
+    """Return a generator for one position of a run, so that a resumed run draws what the whole one did."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + 2 * position + use)
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The unrolled network: data-consistency step and regularizer, in turn, from gridding to image."""
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +70,16 @@ class UnrolledNetwork(nn.Module):
 
     def unroll(self, data: DataTerm) -> Tensor:
         """Run the unrolls on a data term that is already prepared."""
+        for x in self.iterates(data):
+            last = x
+        return last * data.scale
+
+    def iterates(self, data: DataTerm) -> Iterator[Tensor]:
+        """Run the unrolls and give the image after each, in the network's own scale."""
         x = data.start
         for k in range(self.n_unrolls):
-            z = self.data_consistency(x, k, data)
-            x = self.regularize(z, k)
-        return x * data.scale
+            x = self.regularize(self.data_consistency(x, k, data), k)
+            yield x
 
     def data_consistency(self, x: Tensor, k: int, data: DataTerm) -> Tensor:
         """Step ``k`` towards the data: image to image."""

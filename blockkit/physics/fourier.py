@@ -186,6 +186,10 @@ class NUFFT(LinearOperator):
         dtype = torch.float32 if self.tolerance >= 1e-5 else torch.float64
         return Toeplitz(toeplitz_kernel(F, trajectory, weights, dtype=dtype).to(self.device), self.in_shape)
 
+    def forget_plans(self) -> None:
+        """Free the engine's plans and tables; the next use makes them again. For who keeps many operators."""
+        self._engine = None
+
     def _forward(self, x: Tensor) -> Tensor:
         y = x.new_empty(*x.shape[:-3], *self.out_shape)
         self._run(x, y, adjoint=False)

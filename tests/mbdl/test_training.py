@@ -1,12 +1,13 @@
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
 from blockkit.data.scan import Scan
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.training import fit, relative_error
+from blockkit.mbdl.training import _Run, fit, relative_error
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.sense import Encoding
@@ -118,8 +119,86 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_what_cannot_be_trained_on_is_named():
     with pytest.raises(ValueError, match="scans is empty"):
         fit(make_model(), [])
-    with pytest.raises(ValueError, match="Scan 0 has no reference"):
+    with pytest.raises(ValueError, match=r"scans\[0\] has no reference"):
         fit(make_model(), [make_scan(0, reference=False)], n_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": ResidualCNN(4, 2)}, TypeError, "model is a ResidualCNN, expected a blockkit.UnrolledNetwork"),
+        ({"scans": SCANS[0]}, TypeError, r"scans is a Scan, expected a sequence of blockkit.Scan: write \[scan\]"),
+        ({"scans": ["scan.h5"]}, TypeError, r"scans\[0\] is a str, expected a blockkit.Scan"),
+        ({"validation": [make_scan(0, reference=False)]}, ValueError, r"validation\[0\] has no reference"),
+        ({"checkpoint": "no/such/folder/run.safetensors"}, ValueError, "expected a file in a folder that exists"),
+        ({"checkpoint": "."}, ValueError, "expected a file in a folder that exists"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_the_first_step(change, error, message):
+    model = make_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    arguments = {"model": model, "scans": SCANS} | change
+    with pytest.raises(error, match=message):
+        fit(arguments.pop("model"), arguments.pop("scans"), n_steps=2, **arguments)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_reference_of_zeros_is_named():
+    scan = replace(SCANS[0], reference=torch.zeros_like(SCANS[0].reference))
+    with pytest.raises(ValueError, match="a reference that is zero everywhere"):
+        fit(make_model(), [scan], n_steps=1)
+
+
+def test_a_run_that_fails_leaves_the_best_weights_in_the_model(monkeypatch):
+    train_step, kept = _Run.train_step, []
+
+    def fail_at_the_sixth(run, data, reference):
+        if run.step < 5:
+            return train_step(run, data, reference)
+        kept.append({name: value.clone() for name, value in run.best.items()})
+        with torch.no_grad():
+            run.model.step_size.fill_(torch.nan)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(_Run, "train_step", fail_at_the_sixth)
+    model = make_model()
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(model, SCANS, validation=SCANS[:1], n_steps=9)
+    assert kept[0]
+    assert all(torch.equal(value, kept[0][name]) for name, value in model.state_dict().items())
+    assert not model.training
+
+
+@pytest.mark.parametrize("unit", [1e-20, 1e20])
+def test_the_unit_of_a_scan_does_not_change_the_training(unit):
+    scaled = [replace(scan, kspace=scan.kspace * unit, reference=scan.reference * unit) for scan in SCANS]
+    losses = [fit(make_model(), scans, n_steps=6).losses for scans in (SCANS, scaled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_augmentation_changes_the_steps_is_drawn_from_the_seed_and_resumes_without_loss(tmp_path):
+    plain, whole, other = (fit(make_model(), SCANS, n_steps=8, augment=a, seed=s).losses for a, s in
+                           ((False, 0), (True, 0), (True, 1)))  # fmt: skip
+    assert plain != whole != other
+    checkpoint = tmp_path / "run.safetensors"
+
+    class Stopping(list):
+        def __getitem__(self, i):
+            if i == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__getitem__(i)
+
+    first = fit(make_model(), Stopping(SCANS), n_steps=8, augment=True, checkpoint=checkpoint)
+    assert first.interrupted
+    assert fit(make_model(), SCANS, n_steps=8, augment=True, checkpoint=checkpoint).losses == whole
+
+
+def test_half_precision_in_the_regularizer_trains_alike():
+    single = fit(make_model(), SCANS, n_steps=12).losses
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = fit(make_model(), SCANS, n_steps=12).losses
+    assert half != single
+    assert half == pytest.approx(single, rel=0.02)
 
 
 def test_the_relative_error_is_one_for_a_zero_image():

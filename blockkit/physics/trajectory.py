@@ -1,5 +1,6 @@
 """Where k-space is sampled, and how densely: 3D radial spokes and density compensation."""
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockkit.checks import Shape3, check_count, check_shape3
-from blockkit.physics.fourier import NUFFT, check_trajectory
+from blockkit.physics.fourier import NUFFT
 
 GOLDEN_MEANS = (0.465571231876768, 0.682327803828019)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -102,10 +103,10 @@ def density_compensation(trajectory: Tensor, image_shape: Sequence[int], *, n_it
     """
     shape = check_shape3(image_shape)
     check_count(n_iterations, "n_iterations")
-    k = check_trajectory(trajectory, shape)
-    wide = (shape[0], *(2 * n if n > 1 else 1 for n in shape[1:]))
-    stretch = torch.tensor([w / n for w, n in zip(wide, shape, strict=True)], dtype=k.dtype, device=k.device)
-    F = NUFFT(k * stretch, wide, tolerance=1e-3)
+    checked = NUFFT(trajectory, shape, tolerance=1e-3)
+    k, wide = checked.trajectory, check_shape3((shape[0], *(2 * n if n > 1 else 1 for n in shape[1:])))
+    F = copy.copy(checked)  # not checked again: on the wider grid small k may look like cycles per voxel
+    F.in_shape, F.trajectory = wide, k * torch.tensor([w / n for w, n in zip(wide, shape, strict=True)]).to(k)
     # The weights are real, so lags of one sign along z suffice: 0..n-1, which the phase brings to the center.
     turns = k[:, 0] * (shape[0] // 2 / shape[0])
     phase = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).to(torch.complex64)

@@ -85,6 +85,19 @@ def test_full_cartesian_sampling_weighs_one_each(shape, offset):
     torch.testing.assert_close(weights, torch.ones(len(grid)), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("reach", [0.24, 1.57])
+def test_small_k_is_not_taken_for_another_unit_on_the_doubled_grid(reach):
+    k = scattered((16, 16, 16), 200)
+    weights = density_compensation(k * (reach / k.abs().amax(dim=0)), (16, 16, 16))
+    assert torch.isfinite(weights).all()
+    assert (weights > 0).all()
+
+
+def test_a_trajectory_in_another_unit_is_named_before_it_is_weighed():
+    with pytest.raises(ValueError, match="cycles per voxel"):
+        density_compensation(scattered((16, 20, 24), 200) / torch.tensor([16, 20, 24]), (16, 20, 24))
+
+
 def test_twice_the_samples_weigh_half_each():
     k = radial_3d(100, 24, (12, 12, 12))
     once, twice = (density_compensation(trajectory, (12, 12, 12)) for trajectory in (k, torch.cat([k, k])))

@@ -1,6 +1,8 @@
 """Input checks whose messages say what came, what was expected and what to type."""
 
+import operator
 from collections.abc import Sequence
+from typing import SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -63,11 +65,19 @@ def check_finite(value: Tensor, name: str) -> None:
 
 def check_count(value: int, name: str, least: int = 1) -> int:
     """Return ``value`` as a whole number of at least ``least``, or raise."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} is {value!r}, expected a whole number of at least {least}.")
-    if value < least:
-        raise ValueError(f"{name} is {value}, expected at least {least}.")
-    return value
+    count = operator.index(value)
+    if count < least:
+        raise ValueError(f"{name} is {count}, expected at least {least}.")
+    return count
+
+
+def check_number(value: float, name: str) -> float:
+    """Return ``value`` as a float, or raise if it is no number."""
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} is {value!r}, expected a number.")
+    return float(value)
 
 
 def _shape_hint(image: Tensor, image_shape: Sequence[int], name: str) -> str:

@@ -3,12 +3,14 @@
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
 Image = Tensor | NDArray[Any]
 Magnitude = NDArray[np.float64]
+_HALF = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64}  # of what NumPy lacks, what holds it
 
 
 def nrmse(image: Image, reference: Image, *, mask: Image | None = None) -> float:
@@ -130,6 +132,10 @@ def _slices_last(array: NDArray[Any], wide: list[int]) -> NDArray[Any]:
 def _prepare(
     image: Image, reference: Image, mask: Image | None
 ) -> tuple[Magnitude, Magnitude, NDArray[np.bool_] | None]:
+    for value, name in ((image, "image"), (reference, "reference")):
+        if value is None:
+            hint = " This scan has no image to compare with." if name == "reference" else ""
+            raise TypeError(f"{name} is None, expected a tensor or an array.{hint}")
     x, r = _magnitude(image, "image"), _magnitude(reference, "reference")
     if x.shape != r.shape:
         hint = " Pass image[0] to drop the leading axis." if x.shape == (1, *r.shape) else ""
@@ -164,6 +170,9 @@ def _magnitude(value: Image, name: str) -> Magnitude:
 
 def _numpy(value: Image) -> NDArray[Any]:
     if isinstance(value, Tensor):
-        array: NDArray[Any] = value.detach().cpu().resolve_conj().resolve_neg().numpy()
+        value = value.detach().cpu()
+        if value.dtype in _HALF:
+            value = value.to(_HALF[value.dtype])
+        array: NDArray[Any] = value.resolve_conj().resolve_neg().numpy()
         return array
     return np.asarray(value)

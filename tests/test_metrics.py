@@ -100,6 +100,19 @@ def test_wrong_input_is_refused_with_a_helpful_message(metric):
         metric(r[:0], r[:0])
 
 
+@pytest.mark.parametrize("metric", [nrmse, psnr, ssim])
+def test_a_scan_without_a_reference_is_said(metric):
+    with pytest.raises(TypeError, match=r"reference is None, .* no image to compare with"):
+        metric(complex_image((4, 5, 6)), None)
+
+
+@pytest.mark.parametrize("metric", [nrmse, psnr, ssim])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_compared_as_it_is(metric, half):
+    x, r = (complex_image((4, 5, 6), seed).abs().to(half) for seed in (0, 1))
+    assert metric(x, r) == metric(x.double(), r.double())
+
+
 def test_nrmse_in_a_mask_where_the_reference_is_zero_is_refused():
     r = torch.ones(2, 2, 2)
     r[0] = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from blockkit.checks import check_complex, check_finite, check_image, check_tensor
+from blockkit.checks import check_complex, check_finite, check_image, check_number, check_tensor
 from blockkit.classic.sparsity import NO_SHIFT, Wavelet, crop, pad, soft_threshold
 from blockkit.metrics import nrmse, psnr
 from blockkit.physics.linop import LinearOperator
@@ -81,7 +81,7 @@ def compressed_sensing(
     ValueError
         If a shape does not fit, a value is NaN or infinite, or a number is out of range.
     TypeError
-        If ``kspace`` is not a complex tensor.
+        If ``kspace`` is not a complex tensor, or ``reg_weight`` not a number.
 
     References
     ----------
@@ -177,7 +177,7 @@ def tune_reg_weight(
         If the best weight still lies at an end of the grid.
     """
     check_image(reference, A.in_shape, "reference")
-    grid = sorted({float(weight) for weight in reg_weights})
+    grid = sorted({check_number(weight, "reg_weight") for weight in reg_weights})
     if len(grid) < 2 or not all(weight > 0 and math.isfinite(weight) for weight in grid):
         raise ValueError(f"reg_weights is {tuple(reg_weights)}, expected at least two different numbers above 0.")
     scores: dict[float, float] = {}
@@ -214,5 +214,5 @@ def _check_problem(A: LinearOperator, kspace: Tensor, reg_weight: float) -> None
         raise ValueError(f"kspace has shape {tuple(kspace.shape)}, expected that of A's output, {A.out_shape}.")
     check_complex(kspace, "kspace")
     check_finite(kspace, "kspace")
-    if not (reg_weight >= 0 and math.isfinite(reg_weight)):
+    if not 0 <= check_number(reg_weight, "reg_weight") < math.inf:
         raise ValueError(f"reg_weight is {reg_weight}, expected a number from 0 (no penalty) to 1 (a zero image).")

@@ -15,6 +15,7 @@ from blockkit.checks import (
     check_count,
     check_finite,
     check_image,
+    check_number,
     check_shape3,
     check_tensor,
 )
@@ -99,8 +100,8 @@ class Scan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scan to an HDF5 file, by custom ``.h5``; an older file is replaced once the new one is whole."""
         arrays = {name: getattr(self, name) for name in ("kspace", "trajectory", "maps", "reference")}
-        known = {name: a.detach().cpu().resolve_conj().numpy() for name, a in arrays.items() if a is not None}
-        write_scan_file(path, known, self.voxel_size)
+        known = {name: a.detach().cpu().resolve_conj().resolve_neg() for name, a in arrays.items() if a is not None}
+        write_scan_file(path, {name: a.numpy() for name, a in known.items()}, self.voxel_size)
 
     def __repr__(self) -> str:
         return (
@@ -182,7 +183,7 @@ def simulate_scan(
         If ``volume`` is less than 1.5 times finer: data made by the operator that inverts it is an inverse crime.
     """
     shape = _check_truth(volume, image_shape)
-    if not 0 <= noise < float("inf"):
+    if not 0 <= check_number(noise, "noise") < float("inf"):
         raise ValueError(f"noise is {noise}, expected a number of at least 0, such as 0.02.")
     trajectory = radial_3d(check_count(n_spokes, "n_spokes"), 2 * max(shape), shape)
     volume = volume.detach().to("cpu", torch.complex64)
@@ -228,7 +229,10 @@ def limit_band(volume: Tensor, image_shape: Sequence[int]) -> Tensor:
 
 def _check_truth(volume: Tensor, image_shape: Sequence[int] | None) -> Shape3:
     check_tensor(volume, "volume")
-    check_image(volume, volume.shape if volume.ndim == 3 else ("z", "y", "x"), "volume")  # type: ignore[arg-type]
+    if volume.ndim != 3:
+        hint = " For one slice, pass volume[None]." if volume.ndim == 2 else ""
+        raise ValueError(f"volume has shape {tuple(volume.shape)}, expected (z, y, x).{hint}")
+    check_complex(volume, "volume")
     check_finite(volume, "volume")
     shape = check_shape3(volume.shape if image_shape is None else image_shape)
     ratios = [fine / n for fine, n in zip(volume.shape, shape, strict=True) if n > 1]

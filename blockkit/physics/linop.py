@@ -55,6 +55,8 @@ class LinearOperator(ABC):
 
     def __matmul__(self, other: "LinearOperator") -> "Composition":
         """Compose: ``(F @ S)(x)`` is ``F(S(x))``."""
+        if not isinstance(other, LinearOperator):
+            raise TypeError(f"the right side of @ is a {type(other).__name__}, expected an operator. For data: A(x).")
         return Composition(self, other)
 
     def __repr__(self) -> str:

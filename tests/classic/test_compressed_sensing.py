@@ -246,6 +246,10 @@ def test_wrong_input_is_refused():
     for reg_weight in (-1e-3, math.nan, math.inf):
         with pytest.raises(ValueError, match="reg_weight is"):
             compressed_sensing(A, kspace, reg_weight=reg_weight)
+    with pytest.raises(TypeError, match="reg_weight is 'a', expected a number"):
+        compressed_sensing(A, kspace, reg_weight="a")
+    with pytest.raises(TypeError, match="reg_weight is 'a', expected a number"):
+        tune_reg_weight(A, kspace, truth, reg_weights=["a", 0.2])
     with pytest.raises(ValueError, match="n_iterations is 0"):
         compressed_sensing(A, kspace, n_iterations=0)
     with pytest.raises(ValueError, match="orthogonal wavelet"):

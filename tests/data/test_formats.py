@@ -45,12 +45,15 @@ def test_a_saved_scan_comes_back_bit_for_bit(tmp_path, name, reference):
 
 def test_conjugated_and_strided_arrays_are_saved_as_they_read(tmp_path):
     scan = make_scan(shape=(4, 4, 4))
+    negative = torch.complex(scan.trajectory, scan.trajectory).conj().imag
+    assert negative.is_neg()
     odd = Scan(
-        scan.kspace.conj(), scan.trajectory, scan.maps.transpose(1, 3), scan.voxel_size, scan.reference.permute(2, 1, 0)
+        scan.kspace.conj(), negative, scan.maps.transpose(1, 3), scan.voxel_size, scan.reference.permute(2, 1, 0)
     )
     odd.save(tmp_path / "odd.h5")
     back = load_scan(tmp_path / "odd.h5")
     assert torch.equal(back.kspace, odd.kspace.resolve_conj())
+    assert torch.equal(back.trajectory, -scan.trajectory)
     assert torch.equal(back.maps, odd.maps)
     assert torch.equal(back.reference, odd.reference)
 

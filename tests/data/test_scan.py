@@ -1,6 +1,7 @@
 import dataclasses
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,13 +118,16 @@ def test_data_made_on_the_image_grid_warns_of_the_inverse_crime():
     ("change", "error", "message"),
     [
         ({"volume": torch.ones(8, 8, 8)}, TypeError, r"Write volume\.to\(torch\.complex64\)"),
-        ({"volume": torch.ones(8, 8, dtype=torch.complex64)}, ValueError, r"pass volume\[None\]"),
+        ({"volume": torch.ones(8, 8, dtype=torch.complex64)}, ValueError, r"\(z, y, x\)\. .*pass volume\[None\]"),
+        ({"volume": torch.ones(1, 8, 8, 8, dtype=torch.complex64)}, ValueError, r"expected \(z, y, x\)\."),
         ({"volume": [[1.0]]}, TypeError, "expected a torch.Tensor"),
         ({"volume": torch.full((8, 8, 8), torch.nan + 0j)}, ValueError, "NaN"),
         ({"image_shape": (9, 4, 4)}, ValueError, "coarser than image_shape"),
         ({"image_shape": (4, 4)}, ValueError, "expected three"),
         ({"noise": -0.1}, ValueError, r"noise is -0\.1"),
         ({"noise": float("nan")}, ValueError, "noise is nan"),
+        ({"noise": "low"}, TypeError, "noise is 'low', expected a number"),
+        ({"n_coils": True}, TypeError, "n_coils is True, expected a whole number"),
         ({"n_coils": 0}, ValueError, "n_coils is 0"),
         ({"n_spokes": 0}, ValueError, "n_spokes is 0"),
         ({"seed": -3}, ValueError, "seed is -3"),
@@ -133,6 +137,12 @@ def test_what_cannot_be_simulated_is_refused_by_name(change, error, message):
     good = {"volume": make_blob((8, 8, 8)), "image_shape": (4, 4, 4), "n_coils": 2, "n_spokes": 3}
     with pytest.raises(error, match=message):
         simulate_scan(**{**good, **change})
+
+
+def test_numpy_integers_count_like_any_others():
+    volume = make_blob((8, 8, 8))
+    scan = simulate_scan(volume, np.array([4, 4, 4]), n_coils=np.int64(2), n_spokes=np.uint8(3), seed=np.int32(1))
+    assert torch.equal(scan.kspace, simulate_scan(volume, (4, 4, 4), n_coils=2, n_spokes=3, seed=1).kspace)
 
 
 def make_scan(n_coils=2, shape=(3, 4, 5), n_samples=7):

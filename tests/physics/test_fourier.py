@@ -215,6 +215,13 @@ def test_engines_that_are_unknown_unfit_or_missing_say_what_to_do(monkeypatch):
         NUFFT(k, (4, 5, 6), engine="torchkbnufft")
 
 
+def test_only_operators_can_be_composed():
+    F = NUFFT(scattered((4, 5, 6), 20), (4, 5, 6))
+    for other in (3, random(4, 5, 6)):
+        with pytest.raises(TypeError, match=rf"right side of @ is a {type(other).__name__}, expected an operator"):
+            F @ other
+
+
 def test_repr_says_which_engine_works():
     assert repr(NUFFT(scattered((4, 5, 6), 20), (4, 5, 6))) == (
         "NUFFT((4, 5, 6) -> (20,), engine='finufft', tolerance=0.0001)"

@@ -140,7 +140,8 @@ class _Job:
         build = torch.is_grad_enabled()
         windows = [x.detach()[:, *block.window].requires_grad_(build and grad_x) for block in batch.blocks]
         leaves = [parameter.detach().requires_grad_(build) for parameter in parameters]
-        with self.autocast(), guards.no_side_effects(self.network, x.device) if self.exact else nullcontext():
+        unchanged = guards.no_side_effects(self.network, x.device) if self.exact else nullcontext()
+        with self.autocast(), guards.parametrizations_afresh(), unchanged:
             weights = {name: leaves[number] for name, number in self.numbers.items()}
             output = functional_call(self.network, weights, (torch.stack(windows),), tie_weights=False)
         guards.check_output(output, (len(windows), *windows[0].shape))
@@ -158,7 +159,7 @@ class Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, job: _Job, x: Tensor, *parameters: Tensor) -> Tensor:
         """Run batch by batch, without a graph, and put the kept parts together."""
-        ctx.job, ctx.parameters, ctx.versions = job, parameters, guards.versions(parameters)
+        ctx.job, ctx.parameters = job, parameters
         ctx.save_for_backward(x)
         y: Tensor | None = None
         for batch in job.batches:
@@ -170,6 +171,7 @@ class Blockwise(torch.autograd.Function):
             for block, output in zip(batch.blocks, graph.output, strict=True):
                 y[:, *block.place] = output[:, *block.kept]
             batch.graph = graph if job.keep_graphs else None
+        ctx.state = guards.State(job.network, parameters, exact=job.exact)
         return cast(Tensor, y)
 
     @staticmethod
@@ -177,7 +179,7 @@ class Blockwise(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """Run batch by batch again, with a graph, and add up the gradients."""
         (x,), job = ctx.saved_tensors, ctx.job
-        guards.check_parameters(ctx.parameters, ctx.versions)
+        ctx.state.check(job.network)
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         grads: list[Tensor | None] = [None] * len(ctx.parameters)
         for batch in job.batches:
@@ -248,7 +250,7 @@ def apply_blockwise(
     volume_shape = guards.check_volume(network, x)
     block = guards.three(block_shape, "block_shape", least=1)
     asked = None if halo is None else guards.three(halo, "halo", least=0)
-    used_halo, stride = guards.halo_and_stride(network, volume_shape, block, asked, exact=exact)
+    used_halo, stride = guards.halo_and_stride(network, x.shape, block, asked, exact=exact)
     batches = _batches(cut_blocks(volume_shape, block, used_halo, stride), blocks_at_once, x.device.type)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     keep_graphs = not recompute and torch.is_grad_enabled() and (x.requires_grad or bool(trained))

@@ -3,14 +3,16 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
-from blockkit.blockwise.reach import reach
+from blockkit.blockwise.reach import reach, signature
 from blockkit.checks import Shape3, check_tensor
 
 
@@ -38,12 +40,13 @@ def check_volume(network: nn.Module, x: Tensor) -> Shape3:
 
 def three(value: Sequence[int] | int, name: str, least: int) -> Shape3:
     """Return three whole numbers (z, y, x) of at least ``least``; one number stands for all three."""
-    sizes = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(sizes) != 3 or not all(isinstance(size, int) and size >= least for size in sizes):
+    sizes = tuple(value) if isinstance(value, Iterable) else (value,) * 3
+    whole = all(isinstance(size, Integral) and not isinstance(size, bool) for size in sizes)
+    if len(sizes) != 3 or not whole or min(sizes) < least:
         raise ValueError(
             f"{name} is {value!r}, expected three whole numbers (z, y, x), each at least {least}, or one for all three."
         )
-    return sizes[0], sizes[1], sizes[2]
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -52,9 +55,11 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def halo_and_stride(
-    network: nn.Module, volume_shape: Shape3, block: Shape3, halo: Shape3 | None, *, exact: bool
+    network: nn.Module, x_shape: Sequence[int], block: Shape3, halo: Shape3 | None, *, exact: bool
 ) -> tuple[Shape3, Shape3]:
     """Return the halo to use and the stride of the network, or raise (warn if not ``exact``) where blocks differ."""
+    n_channels, z, y, x = x_shape
+    volume_shape = (z, y, x)
     problems = [
         f"network has active dropout, {name}: blocks draw other masks than the whole volume. Write network.eval()."
         for name in _active_dropout(network)
@@ -62,7 +67,7 @@ def halo_and_stride(
     needed, stride = halo, (1, 1, 1)
     try:
         with _disable_current_modes():  # whoever counts memory counts the blocks, not this
-            seen = reach(network)
+            seen = reach(network, n_channels=n_channels)
         needed, stride = seen.halo, seen.stride
     except ValueError as error:
         problems.append(str(error))
@@ -115,13 +120,47 @@ def versions(tensors: Iterable[Tensor]) -> list[int]:
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def check_parameters(parameters: Iterable[Tensor], before: list[int]) -> None:
-    """Raise if a parameter was changed in place between forward and backward."""
-    if versions(parameters) != before:
-        raise RuntimeError(
-            "A parameter of the network was changed in place between forward and backward, by optimizer.step() for "
-            "instance: the gradient would be that of another network. Call backward first."
-        )
+class State:
+    """What must be in backward as it was in forward: or else backward would run another network."""
+
+    def __init__(self, network: nn.Module, parameters: Sequence[Tensor], *, exact: bool) -> None:
+        self.parameters, self.exact = parameters, exact
+        self.fixed = {name: value for name, value in _tensors(network, exact).items() if not value.requires_grad}
+        self.before = versions([*parameters, *self.fixed.values()])
+        self.setup = self._setup(network)
+
+    def _setup(self, network: nn.Module) -> object:
+        return signature(network) if self.exact else [module.training for module in network.modules()]
+
+    def check(self, network: nn.Module) -> None:
+        """Raise if a parameter, a buffer or a setting was changed between forward and backward."""
+        now, what = _tensors(network, self.exact), ""
+        if versions([*self.parameters, *self.fixed.values()]) != self.before:
+            what = "A parameter or buffer of the network was changed in place"
+        elif any(now.get(name) is not value for name, value in self.fixed.items()):
+            what = "A frozen parameter or a buffer of the network was replaced"
+        elif self._setup(network) != self.setup:
+            what = "The network's layers, settings or training flags were changed"
+        if what:
+            raise RuntimeError(
+                f"{what} between forward and backward, by optimizer.step() or network.train() for instance: the "
+                "gradient would be that of another network. Call backward first."
+            )
+
+
+def _tensors(network: nn.Module, exact: bool) -> dict[str, Tensor]:
+    """Return parameters and buffers; if not ``exact``, no buffers: the network itself may change them."""
+    return {**dict(network.named_parameters()), **(dict(network.named_buffers()) if exact else {})}
+
+
+@contextmanager
+def parametrizations_afresh() -> Iterator[None]:
+    """Compute parametrized weights again, also in ``parametrize.cached()``: the cache would hide their gradients."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
 
 
 @contextmanager

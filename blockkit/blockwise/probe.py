@@ -21,6 +21,8 @@ from blockkit.blockwise.marks import Call, Marks
 from blockkit.blockwise.trace import Event
 from blockkit.blockwise.watch import Calls, Watch
 
+_DOUBLE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64)
+_DOUBLE |= {torch.complex64: torch.complex128}
 _ROUNDING = {torch.float32: 1e-4, torch.complex64: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-2}
 
 
@@ -72,6 +74,8 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
         call = Call(func, args, kwargs, inputs)
         op, self._text = call.op, ""
+        if op == "_to_copy" and kwargs.get("dtype") in _DOUBLE:  # the copy of the network is in double precision
+            call.kwargs = kwargs = {**kwargs, "dtype": _DOUBLE[kwargs["dtype"]]}
         layer = self.watch.stack[-1] if self.watch.stack else "the network"
         if self.marks.decides(op, inputs):
             raise DecisionError(blame.decision(layer, self._calls.name))

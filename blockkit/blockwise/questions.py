@@ -62,7 +62,7 @@ class Prober:
     def _find_door(self, n_channels: int | None) -> tuple[int, int]:
         """Find a number of channels and the least size of a cube that the network takes."""
         channels = _likely_channels(self.twin) if n_channels is None else [n_channels]
-        problem = ""
+        problem = misshapen = ""
         for size, count in product(_SIZES, channels):
             if size > 16 and count not in channels[:3]:
                 continue
@@ -81,7 +81,10 @@ class Prober:
                 given = sum(math.prod(shape) for event in probe.events for shape in event.shapes_out)
                 self.per_voxel = max(1.0, given / (2 * size**3))
                 return count, size
-            problem = _shape_problem(x, y)
+            if count == channels[0]:
+                misshapen = misshapen or _shape_problem(x, y)
+            problem = problem or _shape_problem(x, y)
+        problem = misshapen or problem
         raise ValueError(f"The network does not run on small volumes, such as (window, channel, 8, 8, 8): {problem}.")
 
     def _takes(self, size: int) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -37,14 +37,26 @@ class Reach:
         return "\n  ".join((head, *self.layers))
 
 
-_cache: WeakKeyDictionary[nn.Module, tuple[object, frozenset[str], Reach]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Known:
+    """An answer, and what it holds for."""
+
+    signature: object
+    counters: frozenset[str]
+    """Settings that the network's own forward changes."""
+    n_channels: int
+    reach: Reach
+
+
+_cache: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+_WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 
 
 def reach(network: nn.Module, *, n_channels: int | None = None) -> Reach:
     """Find how far ``network`` sees, or say which layer makes that the whole volume.
 
     The network runs as a copy with other weights, on a CPU and without a graph: nothing of the caller's is changed.
-    The answer is kept until the network's layers, their settings or their training flags change.
+    The answer is kept until the network's layers, their settings, shapes, hooks or training flags change.
 
     Parameters
     ----------
@@ -70,13 +82,14 @@ def reach(network: nn.Module, *, n_channels: int | None = None) -> Reach:
         raise TypeError(f"network is a {type(network).__name__}, expected a torch.nn.Module.")
     network = getattr(network, "_orig_mod", network)
     known = _cache.get(network)
-    if known and known[0] == _signature(network, known[1], n_channels):
-        return known[2]
+    if known and n_channels in (None, known.n_channels) and known.signature == _signature(network, known.counters):
+        return known.reach
     with _disable_current_modes(), warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore")
         twin = _twin(network)
         before = _settings(twin)
-        z, y, x = Prober(twin, n_channels).axes()
+        prober = Prober(twin, n_channels)
+        z, y, x = prober.axes()
     after = _settings(twin)
     result = Reach(
         (z.radius, y.radius, x.radius),
@@ -85,8 +98,14 @@ def reach(network: nn.Module, *, n_channels: int | None = None) -> Reach:
         tuple(dict.fromkeys((*z.layers, *y.layers, *x.layers))),
     )
     counters = frozenset(name for name in before | after if before.get(name) != after.get(name))
-    _cache[network] = (_signature(network, counters, n_channels), counters, result)
+    _cache[network] = _Known(_signature(network, counters), counters, prober.n_channels, result)
     return result
+
+
+def signature(network: nn.Module) -> object:
+    """Return what makes the network the one that :func:`reach` saw, to be compared; not the numbers in its tensors."""
+    known = _cache.get(getattr(network, "_orig_mod", network))
+    return _signature(network, known.counters if known else frozenset())
 
 
 def _twin(network: nn.Module) -> nn.Module:
@@ -95,38 +114,68 @@ def _twin(network: nn.Module) -> nn.Module:
     for module in network.modules():
         weight = module._parameters.get("weight") if isinstance(module, _ConvNd) else None
         if weight is not None:  # the probe looks at its shape alone: one number, expanded, takes no memory
-            stand_ins[id(weight)] = nn.Parameter(torch.ones((), dtype=torch.float64, device="cpu").expand(weight.shape))
+            one = torch.ones((), dtype=_wide(weight.dtype), device="cpu")
+            stand_ins[id(weight)] = nn.Parameter(one.expand(weight.shape))
     for value in (*network.parameters(), *network.buffers()):
         if value.is_meta and id(value) not in stand_ins:
-            ones = torch.ones(value.shape, dtype=torch.float64, device="cpu")
-            stand_ins[id(value)] = nn.Parameter(ones) if isinstance(value, nn.Parameter) else ones
+            ones = torch.ones(value.shape, dtype=_wide(value.dtype), device="cpu")
+            stand_ins[id(value)] = (
+                nn.Parameter(ones, ones.is_floating_point()) if isinstance(value, nn.Parameter) else ones
+            )
     try:
-        twin = copy.deepcopy(network, stand_ins).to("cpu", torch.float64)
+        twin: nn.Module = copy.deepcopy(network, stand_ins)
+        twin._apply(lambda value: value.to("cpu", _wide(value.dtype)))  # type: ignore[no-untyped-call]
     except Exception as error:
         raise ValueError(
             f"The network cannot be copied to be probed: {error}. Remove what copy.deepcopy cannot copy."
         ) from error
     generator = torch.Generator("cpu").manual_seed(0)
     for parameter in twin.parameters():
-        if parameter.is_floating_point() and parameter.numel() and 0 not in parameter.stride():
+        data = torch.view_as_real(parameter.data) if parameter.is_complex() else parameter.data
+        if data.is_floating_point() and data.numel() and 0 not in parameter.stride():
             scale = 1 / parameter[0].numel() if parameter.ndim > 1 else 1.0
-            parameter.data.uniform_(0.7 * scale, 1.3 * scale, generator=generator)
+            data.uniform_(0.7 * scale, 1.3 * scale, generator=generator)
     return twin
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else _WIDER.get(dtype, dtype)
+
+
 def _settings(network: nn.Module) -> dict[str, object]:
-    """Collect each module's own numbers and words, such as ``padding_mode``."""
-    plain = (int, float, str, bool, tuple, type(None))
+    """Collect each module's own attributes, such as ``padding_mode``."""
     return {
-        f"{path}.{key}": value
+        f"{path}.{key}": _described(value)
         for path, module in network.named_modules()
         for key, value in module.__dict__.items()
-        if isinstance(value, plain)
+        if key not in _INTERNAL
     }
 
 
-def _signature(network: nn.Module, counters: frozenset[str], n_channels: int | None) -> object:
+_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
+
+
+def _described(value: object) -> object:
+    """Return something that stays equal as long as ``value`` stays as it is, and does not keep it alive."""
+    if isinstance(value, int | float | complex | str | type(None)):
+        return value
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, dict):
+        return [(str(key), _described(inner)) for key, inner in value.items()]
+    if isinstance(value, list | tuple):
+        return [_described(inner) for inner in value]
+    return id(value), getattr(value, "__code__", None)
+
+
+def _signature(network: nn.Module, counters: frozenset[str]) -> object:
     """Return what the answer depends on; ``counters`` are settings that the network's own forward changes."""
-    types = [(type(module), len(module._forward_hooks)) for module in network.modules()]
     settings = {key: value for key, value in _settings(network).items() if key not in counters}
-    return types, settings, n_channels
+    return [_build(module) for module in network.modules()], settings
+
+
+def _build(module: nn.Module) -> object:
+    """Return a module's type, hooks, and the shapes of its tensors."""
+    tensors: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
+    shapes = [(key, None if value is None else value.shape) for key, value in tensors.items()]
+    return type(module), tuple(module._forward_hooks), tuple(module._forward_pre_hooks), shapes

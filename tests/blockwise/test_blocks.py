@@ -437,6 +437,55 @@ def test_a_parameter_changed_before_backward_is_noticed():
         y.sum().backward()
 
 
+def double_in_place(value: Tensor) -> None:
+    with torch.no_grad():
+        value.mul_(2)
+
+
+CHANGES = {
+    "a buffer": lambda network: double_in_place(network[1].running_var),
+    "a frozen parameter": lambda network: double_in_place(network[0].weight),
+    "another buffer": lambda network: setattr(network[1], "running_var", torch.ones(4, dtype=torch.float64)),
+    "a training flag": lambda network: network.train(),
+    "a setting": lambda network: vars(network[3]).update(dilation=(2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_network_changed_before_backward_is_noticed(name, recompute):
+    network, x = build(evaluated_batch_norm), volume(6, 5, 4)
+    network[0].requires_grad_(False)
+    y = apply_blockwise(network, x, 3, recompute=recompute)
+    CHANGES[name](network)
+    changed = [value.clone() for value in network.buffers()]
+    with pytest.raises(RuntimeError, match="Call backward first"):
+        y.sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(changed, network.buffers(), strict=True))
+
+
+def test_freezing_the_network_before_backward_changes_nothing():
+    network, x = build(plain), volume(6, 5, 4)
+    (expected,) = torch.autograd.grad(network(x[None]).sum(), x)
+    y = apply_blockwise(network, x, 3)
+    network.requires_grad_(False)
+    assert relative(torch.autograd.grad(y.sum(), x)[0], expected) < 1e-10
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_cache_of_parametrizations_around_the_blocks_hides_no_gradient(recompute):
+    with torch.nn.utils.parametrize.cached():
+        assert worst_error(build(normalized_weights), volume(9, 8, 7), 4, recompute=recompute) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.PReLU(6), nn.BatchNorm3d(6).eval(), nn.Sequential(nn.BatchNorm3d(6), nn.SiLU()).eval()]
+)
+def test_a_network_without_convolutions_takes_any_number_of_channels(layer):
+    x = torch.randn(6, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    assert worst_error(layer.double(), x, 3) < 1e-10
+
+
 def test_an_input_changed_before_backward_is_noticed():
     network, x = build(plain), volume(6, 5, 4, requires_grad=False)
     y = apply_blockwise(network, x, 3)
@@ -814,14 +863,23 @@ def test_a_function_that_is_no_module_is_refused():
     assert "nn.Module" in message(TypeError, torch.tanh, volume(5, 5, 5))
 
 
-@pytest.mark.parametrize("block", [0, -3, (4, 4), (4, 4, 0), (4.5, 4, 4), "444"])
+@pytest.mark.parametrize("block", [0, -3, (4, 4), (4, 4, 0), (4.5, 4, 4), "444", 4.0, None, True, (4, 4, True)])
 def test_a_block_shape_that_makes_no_sense_is_refused(block):
     assert "three whole numbers" in message(ValueError, build(plain), volume(5, 5, 5), block)
 
 
-@pytest.mark.parametrize("halo", [-1, (1, 1), (3, 3, -3)])
+@pytest.mark.parametrize("halo", [-1, (1, 1), (3, 3, -3), 3.0, True, "a"])
 def test_a_halo_that_makes_no_sense_is_refused(halo):
     assert "three whole numbers" in message(ValueError, build(plain), volume(5, 5, 5), halo=halo)
+
+
+def test_sizes_of_numpy_are_whole_numbers():
+    block = torch.ones(3).numpy().astype("int64") * 4
+    assert apply_blockwise(build(plain), volume(9, 8, 7), block[0], halo=block).shape == (2, 9, 8, 7)
+
+
+def test_a_volume_with_other_channels_than_the_network_takes_is_refused():
+    assert "expects 2 channels, but got 5" in message(ValueError, build(plain), torch.zeros(5, 6, 6, 6))
 
 
 def test_a_batch_of_no_blocks_is_refused():

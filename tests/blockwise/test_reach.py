@@ -449,6 +449,47 @@ def test_a_changed_layer_is_seen():
     assert reach(network).radius == (2, 2, 2)
 
 
+class Functional(nn.Module):
+    """A convolution whose settings and weights are its own affair."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings, self.activation = {"dilation": [1]}, F.silu
+        self.register_buffer("kernel", torch.ones(2, 1, 3, 3, 3))
+
+    def forward(self, x):
+        dilation = self.settings["dilation"][0]
+        return self.activation(F.conv3d(x, self.kernel, padding="same", dilation=dilation, groups=2))
+
+
+def blur(x):
+    return F.avg_pool3d(x, 5, 1, 2)
+
+
+def patch_forward(network):
+    forward = network.forward
+    network.forward = lambda x: blur(forward(x))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: network.settings["dilation"].__setitem__(0, 3),
+        lambda network: setattr(network, "kernel", torch.ones(2, 1, 7, 7, 7)),
+        lambda network: setattr(network, "activation", blur),
+        lambda network: network.register_forward_pre_hook(lambda module, inputs: (blur(inputs[0]),)),
+        lambda network: network.register_forward_hook(lambda module, inputs, output: blur(output)),
+        patch_forward,
+    ],
+    ids=["list", "buffer", "function", "hook before", "hook after", "forward"],
+)
+def test_any_other_change_is_seen(change):
+    network = Functional()
+    assert reach(network, n_channels=2).radius == (1, 1, 1)
+    change(network)
+    assert reach(network, n_channels=2).radius == (3, 3, 3)
+
+
 def test_a_switch_to_training_mode_is_seen():
     network = nn.Sequential(conv(), nn.BatchNorm3d(2)).eval()
     assert reach(network).radius == (1, 1, 1)
@@ -480,6 +521,36 @@ def test_a_network_without_a_convolution_is_probed_with_the_given_channels():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_precision_will_do(dtype):
     assert reach(Residual(conv(), nn.SiLU(), conv()).to(dtype)).radius == (2, 2, 2)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3, padding=1, dtype=torch.complex64)
+        self.linear = nn.Linear(1, 1, dtype=torch.complex64)
+        self.phase = nn.Parameter(torch.tensor(1j))
+
+    def forward(self, x):
+        z = self.conv(torch.complex(*x.chunk(2, dim=1))) * self.phase
+        return torch.view_as_real(self.linear(z.movedim(1, -1)).squeeze(-1)).movedim(-1, 1)
+
+
+def test_complex_layers_stay_complex():
+    network = Complex()
+    assert reach(network, n_channels=2).radius == (1, 1, 1)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.complex64}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_conversion_to_the_precision_of_a_layer_is_no_obstacle(dtype):
+    norm = lambda x, a, n: n(a(x).to(dtype).movedim(1, -1)).movedim(-1, 1).to(x.dtype)  # noqa: E731
+    network = Calls(norm, conv(2, 4), nn.LayerNorm(4, dtype=dtype))
+    assert reach(network).radius == (1, 1, 1)
+
+
+def test_an_error_is_told_for_the_channels_that_the_first_convolution_takes():
+    with pytest.raises(ValueError, match=r"\(2, 2, 6, 6, 6\).*Pad"):
+        reach(conv(5, 2, padding=0))
 
 
 def test_the_surroundings_of_the_call_do_not_matter():

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -20,6 +21,7 @@ def everything_restored() -> Iterator[None]:
     """
     tensors, holders = _live_objects()
     grads = [(tensor, tensor.grad, tensor.requires_grad) for tensor in tensors if tensor.is_leaf]
+    data = [(tensor, tensor.detach()) for tensor in tensors if tensor.is_leaf and not is_lazy(tensor)]
     versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
     containers: dict[int, tuple[Any, Any]] = {}
     for holder in holders:
@@ -31,6 +33,9 @@ def everything_restored() -> Iterator[None]:
     finally:
         for place, content in containers.values():
             _put_back(place, content)
+        for tensor, old in data:
+            if not _same_data(tensor, old):
+                tensor.data = old
         for tensor, grad, requires_grad in grads:
             if tensor.requires_grad != requires_grad and tensor.is_leaf:
                 tensor.requires_grad_(requires_grad)
@@ -42,6 +47,14 @@ def everything_restored() -> Iterator[None]:
         torch.set_rng_state(random)
         if cuda_random:
             torch.cuda.set_rng_state_all(cuda_random)
+
+
+def _same_data(tensor: Tensor, old: Tensor) -> bool:
+    """Say whether ``tensor`` still lies where ``old``, an alias of what it was, lies."""
+    now = tensor.detach()
+    if type(now) is not type(old) or now.layout != torch.strided:
+        return type(now) is type(old)
+    return now.dtype == old.dtype and now.untyped_storage()._cdata == old.untyped_storage()._cdata
 
 
 def _live_objects() -> tuple[list[Tensor], list[Any]]:

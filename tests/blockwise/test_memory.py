@@ -456,3 +456,30 @@ def test_numbers_that_are_known_beforehand_may_be_read():
 def test_asking_for_a_number_that_nobody_computed_is_refused_with_the_line(read):
     with pytest.raises(ValueError, match=r"(?s)\.item\(\).*test_memory\.py, line \d+.*beforehand"):
         predict_peak(read, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: setattr(layer.weight, "data", torch.zeros(2, 2, 3, 3, 3)),
+        lambda layer: layer.double(),
+        lambda layer: nn.utils.vector_to_parameters(torch.zeros(110), layer.parameters()),
+    ],
+    ids=["data", "double", "vector"],
+)
+def test_parameters_that_were_given_other_data_get_their_own_back(change):
+    layer = nn.Conv3d(2, 2, 3)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    before, place = layer.weight.detach().clone(), layer.weight.data_ptr()
+    predict_peak(lambda: change(layer))
+    assert torch.equal(layer.weight, before)
+    assert (layer.weight.dtype, layer.weight.data_ptr()) == (torch.float32, place)
+    assert torch.equal(layer.weight.grad, torch.ones_like(before))
+
+
+def test_a_network_made_inside_can_run_block_by_block():
+    def step():
+        layer = nn.Conv3d(1, 1, 3, padding=1)
+        apply_blockwise(layer, torch.zeros(1, 8, 8, 8), 4).sum().backward()
+
+    assert predict_peak(step) > 0

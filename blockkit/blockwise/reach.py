@@ -11,7 +11,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from blockkit.blockwise.questions import Prober
@@ -110,6 +112,10 @@ def signature(network: nn.Module) -> object:
 
 def _twin(network: nn.Module) -> nn.Module:
     """Copy the network to the CPU in double precision, with positive weights: no zero hides what it sees."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise ValueError("The network is compiled by torch.jit, so it cannot be watched. Pass the module it came from.")
+    if any(is_lazy(value) for value in (*network.parameters(), *network.buffers())):
+        raise ValueError("The network has lazy layers that have not run yet. Run it once, on a small volume.")
     stand_ins: dict[int, object] = {}
     for module in network.modules():
         weight = module._parameters.get("weight") if isinstance(module, _ConvNd) else None
@@ -117,7 +123,7 @@ def _twin(network: nn.Module) -> nn.Module:
             one = torch.ones((), dtype=_wide(weight.dtype), device="cpu")
             stand_ins[id(weight)] = nn.Parameter(one.expand(weight.shape))
     for value in (*network.parameters(), *network.buffers()):
-        if value.is_meta and id(value) not in stand_ins:
+        if (value.is_meta or isinstance(value, FakeTensor)) and id(value) not in stand_ins:
             ones = torch.ones(value.shape, dtype=_wide(value.dtype), device="cpu")
             stand_ins[id(value)] = (
                 nn.Parameter(ones, ones.is_floating_point()) if isinstance(value, nn.Parameter) else ones
@@ -127,7 +133,9 @@ def _twin(network: nn.Module) -> nn.Module:
         twin._apply(lambda value: value.to("cpu", _wide(value.dtype)))  # type: ignore[no-untyped-call]
     except Exception as error:
         raise ValueError(
-            f"The network cannot be copied to be probed: {error}. Remove what copy.deepcopy cannot copy."
+            f"The network cannot be copied to be probed: {error}. Remove what copy.deepcopy cannot copy. "
+            "In place of torch.nn.utils.weight_norm and spectral_norm, use those in torch.nn.utils.parametrizations; "
+            "after pruning, call torch.nn.utils.prune.remove."
         ) from error
     generator = torch.Generator("cpu").manual_seed(0)
     for parameter in twin.parameters():

@@ -582,6 +582,21 @@ def test_explain_lists_the_layers_that_widen_the_reach():
     assert "up (Upsample): nearest resampling by (2, 2, 2)" in text
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: torch.jit.script(conv()), r"torch\.jit"),
+        (lambda: nn.LazyConv3d(2, 3, padding=1), "lazy layers"),
+        (lambda: nn.utils.weight_norm(conv()), "parametrizations"),
+    ],
+    ids=["jit", "lazy", "weight norm"],
+)
+def test_what_cannot_be_watched_is_refused_with_what_to_do(build, message):
+    with pytest.raises(ValueError, match=message):
+        reach(build())
+
+
 def test_what_is_not_a_module_is_refused():
     with pytest.raises(TypeError, match="function"):
         reach(lambda x: x)

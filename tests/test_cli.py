@@ -18,7 +18,7 @@ from blockkit.cli import main
 from blockkit.data.scan import Scan, simulate_scan
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
-from blockkit.mbdl.weights import load_model, save_weights
+from blockkit.mbdl.weights import load_model, save_weights, write_tensors
 from blockkit.physics.sense import Encoding
 
 SHAPE = (10, 12, 8)
@@ -274,6 +274,16 @@ def test_a_weights_file_cut_short_is_refused(
     output = scan_file.with_name("image.nii")
     options = ["--weights", str(weights_file), "-o", str(output)]
     assert main(["recon", str(scan_file), "--method", "mbdl", *options]) == 2
+    assert weights_file.name in said(capsys)
+    assert not output.exists()
+
+
+def test_a_weights_file_with_a_damaged_description_is_one_message(
+    scan_file: Path, weights_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tensors(weights_file, {"a": torch.zeros(1)}, {"format": "blockkit-model-1", "model": "{}"})
+    output = scan_file.with_name("image.nii")
+    assert main(["recon", str(scan_file), "--method", "mbdl", "--weights", str(weights_file), "-o", str(output)]) == 2
     assert weights_file.name in said(capsys)
     assert not output.exists()
 

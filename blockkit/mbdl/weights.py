@@ -3,11 +3,14 @@
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from blockkit.checks import check_finite
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
@@ -26,7 +29,7 @@ def save_weights(model: UnrolledNetwork, path: str | Path) -> None:
     """
     if not isinstance(model, UnrolledNetwork):
         raise TypeError(f"model is a {type(model).__name__}, expected a blockkit.UnrolledNetwork.")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     write_tensors(path, tensors, {"format": _FORMAT, "model": json.dumps(describe(model))})
 
 
@@ -45,23 +48,19 @@ def load_model(path: str | Path, *, regularizer: nn.Module | None = None) -> Unr
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, is no weights file of this library, or does not fit ``regularizer``.
+        If the file is truncated, is no weights file of this library, holds NaN or infinity, or does not fit its
+        description or ``regularizer``.
     """
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or "model" not in metadata:
         raise ValueError(f"{path} holds tensors but no blockkit model. Expected a file made by blockkit.save_weights.")
-    description = json.loads(metadata["model"])
-    model = UnrolledNetwork(
-        regularizer or _build_regularizer(description["regularizer"], path),
-        int(description["n_unrolls"]),
-        shared_weights=bool(description["shared_weights"]),
-        data_term=str(description["data_term"]),
-    )
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if expected != found:
-        differing = sorted(set(expected.items()) ^ set(found.items()))[:3]
-        raise ValueError(f"{path} does not fit the model it describes; among what differs: {differing}.")
+    for name, value in tensors.items():
+        check_finite(value, f"{path}: {name}")
+    n_values = sum(value.numel() for value in tensors.values())
+    description = _read_description(metadata["model"], n_values, path)
+    with torch.device("meta"):  # first without memory, of which a damaged size could take any amount
+        _check_fit(_build(description, regularizer, path), tensors, path)
+    model = _build(description, regularizer, path)
     model.load_state_dict(tensors)
     return model.eval()
 
@@ -76,7 +75,7 @@ def describe(model: UnrolledNetwork) -> dict[str, object]:
     network = model.regularizers[0]
     regularizer: dict[str, object] = {"name": type(network).__name__}
     if isinstance(network, ResidualCNN):
-        regularizer |= {name: getattr(network, name) for name in _RESIDUAL_CNN}
+        regularizer |= {name: int(getattr(network, name)) for name in _RESIDUAL_CNN}
     return {
         "n_unrolls": model.n_unrolls,
         "shared_weights": model.shared_weights,
@@ -109,11 +108,45 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _build_regularizer(description: dict[str, object], path: str | Path) -> nn.Module:
-    if description.get("name") != "ResidualCNN":
+def _read_description(text: str, n_values: int, path: str | Path) -> dict[str, Any]:
+    """Return what :func:`describe` gave for a model of ``n_values`` numbers in all, or raise."""
+    try:
+        description = json.loads(text)
+        network = description["regularizer"]
+        sizes = {name: int(str(network[name])) for name in _RESIDUAL_CNN if network["name"] == ResidualCNN.__name__}
+        n_unrolls = int(description["n_unrolls"])
+        if max([n_unrolls, *sizes.values()]) > n_values:
+            raise ValueError(f"sizes {n_unrolls, *sizes.values()} for {n_values} values")
+        return {
+            "n_unrolls": n_unrolls,
+            "shared_weights": bool(description["shared_weights"]),
+            "data_term": str(description["data_term"]),
+            "regularizer": {"name": str(network["name"]), **sizes},
+        }
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} was made with a regularizer of class {description.get('name')}. "
+            f"{path} has a description that is damaged or incomplete ({error!r}). "
+            "Expected a file made by blockkit.save_weights."
+        ) from error
+
+
+def _build(description: dict[str, Any], regularizer: nn.Module | None, path: str | Path) -> UnrolledNetwork:
+    sizes = {name: size for name, size in description["regularizer"].items() if name != "name"}
+    if regularizer is None and not sizes:
+        raise ValueError(
+            f"{path} was made with a regularizer of class {description['regularizer']['name']}. "
             "Pass an instance of it: load_model(path, regularizer=...)."
         )
-    sizes = {name: int(str(description[name])) for name in _RESIDUAL_CNN}
-    return ResidualCNN(sizes["n_channels"], sizes["n_layers"], downsample=sizes["downsample"])
+    options = {name: description[name] for name in ("shared_weights", "data_term")}
+    try:
+        return UnrolledNetwork(regularizer or ResidualCNN(**sizes), description["n_unrolls"], **options)
+    except ValueError as error:
+        raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
+
+
+def _check_fit(model: UnrolledNetwork, tensors: dict[str, Tensor], path: str | Path) -> None:
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found:
+        differing = sorted(set(expected.items()) ^ set(found.items()))[:3]
+        raise ValueError(f"{path} does not fit the model it describes; among what differs: {differing}.")

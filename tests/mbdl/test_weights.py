@@ -1,10 +1,15 @@
+import copy
+import json
+import re
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
-from blockkit.mbdl.weights import load_model, save_weights
+from blockkit.mbdl.weights import load_model, save_weights, write_tensors
 
 
 def make(**options):
@@ -60,6 +65,63 @@ def test_a_truncated_foreign_or_missing_file_is_refused_in_words(tmp_path):
             load_model(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="No weights file"):
         load_model(tmp_path / "none")
+
+
+GOOD = {
+    "n_unrolls": 2,
+    "shared_weights": True,
+    "data_term": "density",
+    "regularizer": {"name": "ResidualCNN", "n_channels": 4, "n_layers": 2, "downsample": 1},
+}
+
+
+def without(name):
+    return {key: value for key, value in GOOD.items() if key != name}
+
+
+def with_network(**change):
+    return {**GOOD, "regularizer": {**GOOD["regularizer"], **change}}
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "{", "{}", "[]", "null", "3", *map(without, GOOD), with_network(n_channels="many"),
+        {**GOOD, "regularizer": {"name": "ResidualCNN"}}, {**GOOD, "n_unrolls": 0}, {**GOOD, "data_term": "other"},
+        {**GOOD, "n_unrolls": 10**9, "shared_weights": False}, with_network(n_channels=0), with_network(n_layers=1),
+        with_network(n_channels=400), with_network(n_channels=10**7), with_network(n_layers=10**9),
+        with_network(downsample=10**30),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_description_is_one_error_that_names_the_file(tmp_path, description):
+    model = UnrolledNetwork(ResidualCNN(4, 2), 2)
+    text = description if isinstance(description, str) else json.dumps(description)
+    write_tensors(tmp_path / "w", model.state_dict(), {"format": "blockkit-model-1", "model": text})
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'w'} ")):
+        load_model(tmp_path / "w")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    model = UnrolledNetwork(ResidualCNN(4, 2), 2)
+    with torch.no_grad():
+        model.step_size[1] = torch.nan
+    save_weights(model, tmp_path / "w")
+    with pytest.raises(ValueError, match=r"w: step_size has 1 values that are NaN"):
+        load_model(tmp_path / "w")
+
+
+def test_weights_that_two_layers_share_are_saved_for_both(tmp_path):
+    network = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1), nn.SiLU(), nn.Conv3d(2, 2, 3, padding=1))
+    network[2].weight = network[0].weight
+    save_weights(UnrolledNetwork(network, 2), tmp_path / "w")
+    loaded = load_model(tmp_path / "w", regularizer=copy.deepcopy(network))
+    assert torch.equal(loaded.regularizers[0][2].weight, network[0].weight)
+
+
+def test_sizes_that_are_numpy_integers_are_saved(tmp_path):
+    save_weights(UnrolledNetwork(ResidualCNN(np.int64(4), np.int64(2)), np.int64(2)), tmp_path / "w")
+    assert load_model(tmp_path / "w").n_unrolls == 2
 
 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from blockkit.blockwise.blocks import apply_blockwise
 from blockkit.blockwise.reach import reach
-from blockkit.checks import check_count
+from blockkit.checks import check_complex, check_count, check_tensor
 from blockkit.mbdl.data_consistency import DATA_TERMS, DataTerm, gradient_step, prepare, proximal_step
 from blockkit.physics.sense import Encoding
 
@@ -66,6 +66,7 @@ class UnrolledNetwork(nn.Module):
 
     def forward(self, A: Encoding, kspace: Tensor) -> Tensor:
         """Reconstruct an image ``(z, y, x)``, complex, from ``kspace`` ``(coil, sample)`` and its encoding operator."""
+        _check_precision(kspace, self.regularizers)
         return self.unroll(prepare(A, kspace, self.data_term))
 
     def unroll(self, data: DataTerm) -> Tensor:
@@ -96,14 +97,28 @@ class UnrolledNetwork(nn.Module):
             result = network(padded[None])[0]
         else:
             result = apply_blockwise(network, padded, self.block_shape)
+        if len(result) != 2:
+            raise ValueError(f"The regularizer gives {len(result)} channels, expected 2: real and imaginary part.")
         result = result[:, : z.shape[0], : z.shape[1], : z.shape[2]]
         return torch.view_as_complex(result.movedim(0, -1).contiguous())
+
+
+def _check_precision(kspace: Tensor, regularizers: nn.Module) -> None:
+    """Raise unless the k-space is complex, in the precision of the regularizers' weights."""
+    check_tensor(kspace, "kspace")
+    check_complex(kspace, "kspace")
+    kinds = {p.dtype for p in regularizers.parameters() if p.is_floating_point()} - {kspace.dtype.to_real()}
+    if kinds & {torch.float32, torch.float64}:
+        raise TypeError(
+            f"kspace has dtype {kspace.dtype}, and the regularizer weights of {kinds.pop()}: expected one precision. "
+            "Write kspace.to(torch.complex64), or model.double()."
+        )
 
 
 def _pad_to_stride(x: Tensor, network: nn.Module, *, required: bool) -> Tensor:
     """Pad the far edges with zeros to a multiple of the network's stride: alike for whole and block-wise runs."""
     try:
-        stride = reach(network).stride
+        stride = reach(network, n_channels=2).stride
     except ValueError:
         if required:
             raise

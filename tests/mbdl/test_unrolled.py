@@ -125,3 +125,20 @@ def test_space_to_depth_and_back_changes_nothing():
 def test_a_wrong_argument_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_kspace_of_another_precision_or_kind_is_refused():
+    A, kspace, _ = make_scan()
+    model = UnrolledNetwork(ResidualCNN(3, 2), 2)
+    with pytest.raises(TypeError, match=r"complex128, and the regularizer weights of torch.float32: .* model.double"):
+        model(A, kspace)
+    with pytest.raises(TypeError, match="kspace is a NoneType, expected a torch.Tensor"):
+        model(A, None)
+
+
+@pytest.mark.parametrize("block_shape", [None, (4, 4, 4)])
+def test_a_regularizer_that_gives_other_channels_is_refused(block_shape):
+    A, kspace, _ = make_scan()
+    model = UnrolledNetwork(nn.Conv3d(2, 3, 3, padding=1).double(), 1, block_shape=block_shape)
+    with pytest.raises(ValueError, match="gives 3 channels, expected 2"):
+        model(A, kspace)

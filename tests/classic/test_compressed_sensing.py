@@ -144,6 +144,33 @@ def test_it_applies_the_adjoint_once_and_then_only_the_normal():
     assert calls == ["adjoint"] + ["normal"] * 17
 
 
+@pytest.mark.parametrize("random_shifts", [True, False])
+@pytest.mark.parametrize("share", [0.3, 0.01])
+def test_a_step_size_that_diverges_is_halved_until_it_does_not(monkeypatch, share, random_shifts):
+    A, kspace, _ = problem((4, 6, 8))
+    options = {"reg_weight": 0.05, "random_shifts": random_shifts, "tolerance": 0, "n_iterations": 200}
+    expected = compressed_sensing(A, kspace, **options)
+    bound = float(torch.linalg.matrix_norm(A.matrix, ord=2)) ** 2
+    monkeypatch.setattr("blockkit.classic.compressed_sensing.eigenvalue_bound", lambda *_, **__: share * bound)
+    assert nrmse(compressed_sensing(A, kspace, **options), expected) < (1e-2 if random_shifts else 1e-6)
+
+
+def test_one_voxel_seen_far_better_than_the_others_does_not_make_it_diverge():
+    class Hot(LinearOperator):
+        in_shape = out_shape = (24, 24, 24)
+
+        def forward(self, x):
+            gain = torch.ones_like(x)
+            gain[3, 4, 5] = 1.25
+            return gain * x
+
+        adjoint = forward
+
+    x = torch.randn(24, 24, 24, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    image = compressed_sensing(Hot(), Hot()(x), reg_weight=1e-6, tolerance=0, n_iterations=100)
+    assert nrmse(image, x) < 1e-4
+
+
 def test_it_stops_when_the_objective_no_longer_falls(capsys):
     A, kspace, _ = problem((4, 6, 16), n_rows=200)
     n_calls = [0]

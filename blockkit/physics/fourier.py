@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from blockkit import ledger
-from blockkit.checks import Shape3, check_complex, check_finite, check_shape3, check_tensor
+from blockkit.checks import Shape3, check_complex, check_finite, check_number, check_shape3, check_tensor
 from blockkit.physics.engines import Engine, choose_engine, finest_tolerance, workspace_bytes
 from blockkit.physics.linop import LinearOperator, apply_linear
 from blockkit.physics.toeplitz import Toeplitz, toeplitz_kernel, toeplitz_pays
@@ -134,7 +134,7 @@ class NUFFT(LinearOperator):
     def __init__(
         self, trajectory: Tensor, image_shape: Sequence[int], *, engine: str = "auto", tolerance: float = 1e-4
     ) -> None:
-        if not 1e-12 <= tolerance <= 0.1:
+        if not 1e-12 <= check_number(tolerance, "tolerance") <= 0.1:
             raise ValueError(f"tolerance is {tolerance!r}, expected a relative error from 1e-12 to 0.1, such as 1e-4.")
         self.in_shape = check_shape3(image_shape)
         self.trajectory = check_trajectory(trajectory, self.in_shape)

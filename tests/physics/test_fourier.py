@@ -210,6 +210,8 @@ def test_engines_that_are_unknown_unfit_or_missing_say_what_to_do(monkeypatch):
     for tolerance in (0.0, -1e-4, 1e-14, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"expected a relative error from 1e-12 to 0\.1"):
             NUFFT(k, (4, 5, 6), tolerance=tolerance)
+    with pytest.raises(TypeError, match="tolerance is '1e-4', expected a number"):
+        NUFFT(k, (4, 5, 6), tolerance="1e-4")
     monkeypatch.setitem(sys.modules, "torchkbnufft", None)
     with pytest.raises(ImportError, match="pip install torchkbnufft"):
         NUFFT(k, (4, 5, 6), engine="torchkbnufft")

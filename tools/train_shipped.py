@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     model = make_model()
     checkpoint = work / "checkpoint.safetensors"
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # in the regularizer only: half the time, the same PSNR
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # in the regularizer only: its convolutions take half the time
         history = bk.fit(
             model,
             training,

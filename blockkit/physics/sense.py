@@ -108,7 +108,7 @@ class Encoding(LinearOperator):
     def lipschitz(self) -> float:
         r"""A bound of the largest eigenvalue of ``normal``, computed once: Lanczos, at most ten ``normal``.
 
-        :func:`~blockkit.physics.solvers.eigenvalue_bound` says how close: within 2 % for radial scans.
+        :func:`~blockkit.physics.solvers.eigenvalue_bound` says how close: about 2 % for radial scans.
         """
         with _real():
             return eigenvalue_bound(self._normal, self.in_shape, device=self.device)

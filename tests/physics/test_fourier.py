@@ -195,8 +195,9 @@ def test_a_trajectory_in_another_unit_is_named():
 
 @pytest.mark.parametrize("radius", [0.0, 0.3, 0.6, 2.0, 3.0, 4.0])
 def test_samples_near_the_center_alone_are_welcome(radius):
-    NUFFT(scattered((32, 32, 32), 200) * (2 * radius / 32), (32, 32, 32))
-    NUFFT(torch.tensor([[0.5, 0.0, 0.0]]), (32, 32, 32))
+    F = NUFFT(scattered((32, 32, 32), 200) * (2 * radius / 32), (32, 32, 32))
+    assert F.out_shape == (200,)
+    assert NUFFT(torch.tensor([[0.5, 0.0, 0.0]]), (32, 32, 32)).out_shape == (1,)
 
 
 def test_engines_that_are_unknown_unfit_or_missing_say_what_to_do(monkeypatch):

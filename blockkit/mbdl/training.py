@@ -153,7 +153,8 @@ class _Run:
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         target = reference / data.scale
-        errors = [relative_error(x, target) for x in self.model.iterates(data)]
+        with self.model.offloading(data):
+            errors = [relative_error(x, target) for x in self.model.iterates(data)]
         loss = errors[-1] + EARLIER_UNROLLS * sum(errors[:-1])
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(errors[-1].detach())

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from blockkit.blockwise.blocks import apply_blockwise
 from blockkit.blockwise.reach import reach
 from blockkit.checks import check_complex, check_count, check_tensor
 from blockkit.mbdl.data_consistency import DATA_TERMS, DataTerm, gradient_step, prepare, proximal_step
+from blockkit.mbdl.offload import OFFLOADS, offloading
 from blockkit.physics.sense import Encoding
 
 
@@ -34,6 +36,10 @@ class UnrolledNetwork(nn.Module):
     data_term
         ``"density"`` (residuals weighted by the density compensation), ``"unweighted"``, or ``"cg"`` (unweighted, and
         a few conjugate-gradient iterations in place of the gradient step).
+    offload
+        Where the two images that each unroll keeps for backward wait: None, in place; ``"cpu"``, from a GPU to pinned
+        memory of the CPU; ``"disk"``, in a file without a name among the temporary files. With ``"cpu"`` or
+        ``"disk"``, the device's memory does not grow with the number of unrolls. Same values, same gradients.
 
     References
     ----------
@@ -49,6 +55,7 @@ class UnrolledNetwork(nn.Module):
         block_shape: tuple[int, int, int] | None = None,
         shared_weights: bool = True,
         data_term: str = "density",
+        offload: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(regularizer, nn.Module):
@@ -57,8 +64,10 @@ class UnrolledNetwork(nn.Module):
             )
         if data_term not in DATA_TERMS:
             raise ValueError(f"data_term is {data_term!r}, expected one of {', '.join(map(repr, DATA_TERMS))}.")
+        if offload not in OFFLOADS:
+            raise ValueError(f"offload is {offload!r}, expected one of {', '.join(map(repr, OFFLOADS))}.")
         self.n_unrolls = check_count(n_unrolls, "n_unrolls")
-        self.block_shape = block_shape
+        self.block_shape, self.offload = block_shape, offload
         self.shared_weights, self.data_term = shared_weights, data_term
         copies = [] if shared_weights else [copy.deepcopy(regularizer) for _ in range(n_unrolls - 1)]
         self.regularizers = nn.ModuleList([regularizer, *copies])
@@ -71,9 +80,14 @@ class UnrolledNetwork(nn.Module):
 
     def unroll(self, data: DataTerm) -> Tensor:
         """Run the unrolls on a data term that is already prepared."""
-        for x in self.iterates(data):
-            last = x
+        with self.offloading(data):
+            for x in self.iterates(data):
+                last = x
         return last * data.scale
+
+    def offloading(self, data: DataTerm) -> AbstractContextManager[None]:
+        """Return the context that takes away what the unrolls keep for backward, to where ``offload`` says."""
+        return offloading(self.offload, (*self.parameters(), *self.buffers(), data.b))
 
     def iterates(self, data: DataTerm) -> Iterator[Tensor]:
         """Run the unrolls and give the image after each, in the network's own scale."""

@@ -21,6 +21,7 @@ from blockkit.metrics import nrmse, psnr, ssim
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
 from blockkit.physics.linop import LinearOperator, adjoint_error
+from blockkit.physics.maps import InterpolatedMaps
 from blockkit.physics.sense import Encoding
 from blockkit.physics.trajectory import density_compensation, radial_3d
 
@@ -33,6 +34,7 @@ __all__ = [
     "NUFFT",
     "DirectFourier",
     "Encoding",
+    "InterpolatedMaps",
     "LinearOperator",
     "ResidualCNN",
     "Scan",

@@ -1,13 +1,21 @@
-"""Bytes that a library takes outside torch, declared where they are taken.
+"""What an account of memory needs to know from those who take it.
 
-An operator whose library allocates its own workspace (finufft's fine grid, for one) wraps the call in
-:func:`outside_torch`; whoever counts memory subscribes with :func:`listen`. So the wing that takes the bytes and the
-wing that counts them need not know each other.
+Bytes that a library takes outside torch are declared where they are taken: an operator whose library allocates its own
+workspace (finufft's fine grid, for one) wraps the call in :func:`outside_torch`, and whoever counts memory subscribes
+with :func:`listen`. So the wing that takes the bytes and the wing that counts them need not know each other.
+
+And a loop that takes the same memory each time round says so by :func:`few_for_all`: to predict its peak, which is done
+with fake tensors, three rounds are enough.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+Item = TypeVar("Item")
 Listener = Callable[[int], None]
 
 _listeners: list[Listener] = []
@@ -31,6 +39,16 @@ def listen(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+def few_for_all(rounds: Sequence[Item], tensor: Tensor) -> Sequence[Item]:
+    """Return the ``rounds`` of a loop to go; if ``tensor`` is fake, the first, the second and the last.
+
+    The first may make what the others add to, and the last may have less to do; one in between is like the second.
+    """
+    if not isinstance(tensor, FakeTensor) or len(rounds) <= 3:
+        return rounds
+    return [rounds[0], rounds[1], rounds[-1]]
 
 
 def _tell(n_bytes: int) -> None:

@@ -47,6 +47,7 @@ from torch.func import functional_call
 from blockkit.blockwise import guards
 from blockkit.blockwise.guards import round_up
 from blockkit.checks import Shape3, check_count
+from blockkit.ledger import few_for_all
 
 Slices = tuple[slice, slice, slice]
 
@@ -135,6 +136,10 @@ class _Job:
     exact: bool
     autocast: Callable[[], AbstractContextManager[object]]
 
+    def rounds(self, x: Tensor) -> Sequence[_Batch]:
+        """Return the batches to take one after the other: all, unless memory is predicted and each drops its graph."""
+        return self.batches if self.keep_graphs else few_for_all(self.batches, x)
+
     def run(self, batch: _Batch, x: Tensor, parameters: Sequence[Tensor], *, grad_x: bool) -> _Graph:
         """Cut the windows out of ``x`` and give them to the network as one batch, on leaves of their own."""
         build = torch.is_grad_enabled()
@@ -162,7 +167,7 @@ class Blockwise(torch.autograd.Function):
         ctx.job, ctx.parameters = job, parameters
         ctx.save_for_backward(x)
         y: Tensor | None = None
-        for batch in job.batches:
+        for batch in job.rounds(x):
             batch.random_state = [] if job.exact else guards.random_state(x.device)
             with torch.set_grad_enabled(job.keep_graphs):
                 graph = job.run(batch, x, parameters, grad_x=ctx.needs_input_grad[1])
@@ -182,7 +187,7 @@ class Blockwise(torch.autograd.Function):
         ctx.state.check(job.network)
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         grads: list[Tensor | None] = [None] * len(ctx.parameters)
-        for batch in job.batches:
+        for batch in job.rounds(x):
             graph, batch.graph = batch.graph, None
             if graph is None:
                 with torch.enable_grad(), guards.random_state_as(batch.random_state, x.device):

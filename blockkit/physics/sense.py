@@ -1,6 +1,7 @@
 """The encoding operator: coil maps, then the NUFFT, with the coils streamed."""
 
 import copy
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Self
 
@@ -10,8 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes as _real
 
 from blockkit.checks import check_complex, check_count, check_finite, check_image, check_shape3, check_tensor
+from blockkit.ledger import few_for_all
 from blockkit.physics.fourier import NUFFT, Toeplitz, toeplitz_pays
 from blockkit.physics.linop import LinearOperator, apply_linear
+from blockkit.physics.maps import InterpolatedMaps
 from blockkit.physics.solvers import eigenvalue_bound
 from blockkit.physics.trajectory import density_compensation
 
@@ -32,7 +35,8 @@ class Encoding(LinearOperator):
         Sample positions, real, shape ``(sample, 3)``, columns kz ky kx, cycles/FOV.
     maps
         Coil sensitivity maps, complex, shape ``(coil, z, y, x)``, no unit. They may stay on the CPU while the
-        trajectory, and so the image, is on a GPU: each batch of coils is moved when it is needed.
+        trajectory, and so the image, is on a GPU: each batch of coils is moved when it is needed. Or an
+        :class:`~blockkit.physics.maps.InterpolatedMaps`, of which only a small array is kept.
     engine, tolerance
         As in :class:`~blockkit.physics.fourier.NUFFT`.
     normal
@@ -57,7 +61,7 @@ class Encoding(LinearOperator):
     def __init__(
         self,
         trajectory: Tensor,
-        maps: Tensor,
+        maps: Tensor | InterpolatedMaps,
         *,
         engine: str = "auto",
         normal: str = "auto",
@@ -65,12 +69,8 @@ class Encoding(LinearOperator):
         coils_at_once: int = 1,
         weights: Tensor | None = None,
     ) -> None:
-        check_tensor(maps, "maps")
-        if maps.ndim != 4:
-            hint = " For one coil, pass maps[None]." if maps.ndim == 3 else ""
-            raise ValueError(f"maps has shape {tuple(maps.shape)}, expected (coil, z, y, x).{hint}")
-        check_complex(maps, "maps")
-        _check_maps(maps)
+        if not isinstance(maps, InterpolatedMaps):
+            _check_maps(maps)
         if normal not in NORMALS:
             raise ValueError(f"normal is {normal!r}, expected one of {', '.join(map(repr, NORMALS))}.")
         self.maps = maps
@@ -141,20 +141,20 @@ class Encoding(LinearOperator):
 
     def _forward(self, x: Tensor) -> Tensor:
         y = x.new_empty(self.out_shape)
-        for coils in self._coil_batches():
+        for coils in self._coil_batches(x):
             y[coils] = self._weigh(self.fourier.forward(self._maps(coils, x) * x))
         return y
 
     def _adjoint(self, y: Tensor) -> Tensor:
         x = y.new_zeros(self.in_shape)
-        for coils in self._coil_batches():
+        for coils in self._coil_batches(y):
             x += (self._maps(coils, y).conj() * self.fourier.adjoint(self._weigh(y[coils]))).sum(dim=0)
         return x
 
     def _normal(self, x: Tensor) -> Tensor:
         single = self.toeplitz.forward if self.normal_kind == "toeplitz" else self._single_coil_normal
         result = torch.zeros_like(x)
-        for coils in self._coil_batches():
+        for coils in self._coil_batches(x):
             maps = self._maps(coils, x)
             result += (maps.conj() * single(maps * x)).sum(dim=0)
         return result
@@ -162,9 +162,10 @@ class Encoding(LinearOperator):
     def _single_coil_normal(self, x: Tensor) -> Tensor:
         return self.fourier.adjoint(self._weigh(self._weigh(self.fourier.forward(x))))
 
-    def _coil_batches(self) -> list[slice]:
+    def _coil_batches(self, tensor: Tensor) -> Sequence[slice]:
         step = self.coils_at_once
-        return [slice(first, min(first + step, len(self.maps))) for first in range(0, len(self.maps), step)]
+        batches = [slice(first, min(first + step, len(self.maps))) for first in range(0, len(self.maps), step)]
+        return few_for_all(batches, tensor)
 
     def _maps(self, coils: slice, like: Tensor) -> Tensor:
         return self.maps[coils].to(device=like.device, dtype=like.dtype)
@@ -195,7 +196,12 @@ class Encoding(LinearOperator):
 
 
 def _check_maps(maps: Tensor) -> None:
-    """Raise if there is no coil, or a NaN or an infinity; coil by coil, so that little memory is needed."""
+    """Raise unless these are maps of one coil or more, all finite; coil by coil, so that little memory is needed."""
+    check_tensor(maps, "maps")
+    if maps.ndim != 4:
+        hint = " For one coil, pass maps[None]." if maps.ndim == 3 else ""
+        raise ValueError(f"maps has shape {tuple(maps.shape)}, expected (coil, z, y, x).{hint}")
+    check_complex(maps, "maps")
     if not len(maps):
         raise ValueError(f"maps has shape {tuple(maps.shape)}, expected at least one coil.")
     if not isinstance(maps, FakeTensor) and not all(torch.isfinite(coil).all() for coil in maps):

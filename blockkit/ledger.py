@@ -2,7 +2,8 @@
 
 Bytes that a library takes outside torch are declared where they are taken: an operator whose library allocates its own
 workspace (finufft's fine grid, for one) wraps the call in :func:`outside_torch`, and whoever counts memory subscribes
-with :func:`listen`. So the wing that takes the bytes and the wing that counts them need not know each other.
+with :func:`listen`. So the wing that takes the bytes and the wing that counts them need not know each other. What bytes
+are for, inside torch or out, is said by :func:`part`.
 
 And a loop that takes the same memory each time round says so by :func:`few_for_all`: to predict its peak, which is done
 with fake tensors, three rounds are enough.
@@ -16,24 +17,26 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 Item = TypeVar("Item")
-Listener = Callable[[int], None]
+Listener = Callable[[int, str], None]
 
 _listeners: list[Listener] = []
+_parts: list[str] = []
 
 
 @contextmanager
 def outside_torch(n_bytes: int) -> Iterator[None]:
     """Declare ``n_bytes`` held outside torch's tensors for the length of the ``with`` block."""
-    _tell(n_bytes)
+    part = current_part()
+    _tell(n_bytes, part)
     try:
         yield
     finally:
-        _tell(-n_bytes)
+        _tell(-n_bytes, part)
 
 
 @contextmanager
 def listen(listener: Listener) -> Iterator[None]:
-    """Call ``listener(+n)`` when bytes are taken outside torch and ``listener(-n)`` when they are given back."""
+    """Call ``listener(+n, part)`` when bytes are taken outside torch, ``listener(-n, part)`` when given back."""
     _listeners.append(listener)
     try:
         yield
@@ -51,6 +54,21 @@ def few_for_all(rounds: Sequence[Item], tensor: Tensor) -> Sequence[Item]:
     return [rounds[0], rounds[1], rounds[-1]]
 
 
-def _tell(n_bytes: int) -> None:
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """Book what is taken inside the ``with`` block, by tensors or outside torch, under ``name``; the innermost wins."""
+    _parts.append(name)
+    try:
+        yield
+    finally:
+        _parts.pop()
+
+
+def current_part() -> str:
+    """Return the name of the innermost :func:`part`, or "other"."""
+    return _parts[-1] if _parts else "other"
+
+
+def _tell(n_bytes: int, part: str) -> None:
     for listener in tuple(_listeners):
-        listener(n_bytes)
+        listener(n_bytes, part)

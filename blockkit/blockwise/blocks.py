@@ -47,7 +47,7 @@ from torch.func import functional_call
 from blockkit.blockwise import guards
 from blockkit.blockwise.guards import round_up
 from blockkit.checks import Shape3, check_count
-from blockkit.ledger import few_for_all
+from blockkit.ledger import few_for_all, part
 
 Slices = tuple[slice, slice, slice]
 
@@ -169,7 +169,7 @@ class Blockwise(torch.autograd.Function):
         y: Tensor | None = None
         for batch in job.rounds(x):
             batch.random_state = [] if job.exact else guards.random_state(x.device)
-            with torch.set_grad_enabled(job.keep_graphs):
+            with torch.set_grad_enabled(job.keep_graphs), part("windows"):
                 graph = job.run(batch, x, parameters, grad_x=ctx.needs_input_grad[1])
             if y is None:
                 y = graph.output.new_empty((graph.output.shape[1], *x.shape[1:]))
@@ -190,13 +190,15 @@ class Blockwise(torch.autograd.Function):
         for batch in job.rounds(x):
             graph, batch.graph = batch.graph, None
             if graph is None:
-                with torch.enable_grad(), guards.random_state_as(batch.random_state, x.device):
+                with torch.enable_grad(), part("windows"), guards.random_state_as(batch.random_state, x.device):
                     graph = job.run(batch, x, ctx.parameters, grad_x=grad_x is not None)
-            grad_windows, grad_parameters = graph.differentiate(batch.blocks, grad_y)
+            with part("windows"):
+                grad_windows, grad_parameters = graph.differentiate(batch.blocks, grad_y)
             for block, grad in zip(batch.blocks, grad_windows, strict=False):
                 if grad_x is not None and grad is not None:
                     grad_x[:, *block.window] += grad
-            grads = [_add(total, part) for total, part in zip(grads, grad_parameters, strict=True)]
+            with part("weights"):
+                grads = [_add(total, one) for total, one in zip(grads, grad_parameters, strict=True)]
         return None, grad_x, *grads
 
 
@@ -298,5 +300,5 @@ def _autocast_now(device_type: str) -> Callable[[], AbstractContextManager[objec
     return partial(torch.autocast, device_type, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
-def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    return part if total is None else total if part is None else total + part
+def _add(total: Tensor | None, one: Tensor | None) -> Tensor | None:
+    return one if total is None else total if one is None else total + one

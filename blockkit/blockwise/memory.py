@@ -10,12 +10,11 @@ itself and gives back before it returns (oneDNN's scratch): ``resident_bytes`` s
 """
 
 import os
-import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,9 +31,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from blockkit import ledger
+from blockkit.blockwise.resident import resident_growth
 from blockkit.blockwise.restore import everything_restored
-
-_SAMPLE_SECONDS = 0.002
 
 
 @dataclass
@@ -48,6 +46,8 @@ class Peak:
     run, and less than the truth if the process holds freed memory. None where it is not known (not on Linux)."""
     cuda_bytes: int | None = None
     """Growth of what PyTorch's allocator gave out on the current CUDA device. None without CUDA."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """``bytes`` by what they are for, where the code says so (:func:`blockkit.ledger.part`); the rest is "other"."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def measure_peak() -> Iterator[Peak]:
     12000
     """
     peak = Peak()
-    with _resident_growth(peak), _cuda_growth(peak), _counting(peak, None):
+    with resident_growth(peak), _cuda_growth(peak), _counting(peak, None):
         yield peak
 
 
@@ -104,6 +104,11 @@ def predict_peak(function: Callable[..., object], *args: object) -> int:
     >>> predict_peak(lambda: torch.zeros(1000, 1000, 1000) + 1)
     8000000000
     """
+    return predict(function, *args).bytes
+
+
+def predict(function: Callable[..., object], *args: object) -> Peak:
+    """Do what :func:`predict_peak` does, and return the bytes by part too."""
     peak = Peak()
     with _disable_current_modes(), everything_restored(), ExitStack() as stack:
         fake_mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=False))
@@ -113,7 +118,7 @@ def predict_peak(function: Callable[..., object], *args: object) -> int:
             function(*tree_map_only(Tensor, counter.fake_argument, args))
         except (DataDependentOutputException, DynamicOutputShapeException, _NoDataError) as error:
             raise ValueError(_needs_data(error)) from error
-    return peak.bytes
+    return peak
 
 
 @contextmanager
@@ -130,6 +135,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak, self.fake_mode, self.now = peak, fake_mode, 0
         self.sizes: dict[int, int] = {}
+        self.parts: dict[str, int] = {}
+        self.part_of: dict[int, str] = {}
         self.watches: dict[int, weakref.ref[Any]] = {}
         self.fakes: Any = WeakIdKeyDictionary()
 
@@ -137,10 +144,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # or else the first operation imports PyTorch's compiler: seconds
 
-    def add(self, n_bytes: int) -> None:
-        """Take ``n_bytes`` more, or fewer if negative, and remember the peak."""
+    def add(self, n_bytes: int, part: str) -> None:
+        """Take ``n_bytes`` more for ``part``, or fewer if negative, and remember the peak."""
         self.now += n_bytes
-        self.peak.bytes = max(self.peak.bytes, self.now)
+        self.parts[part] = self.parts.get(part, 0) + n_bytes
+        if self.now > self.peak.bytes:
+            self.peak.bytes, self.peak.parts = self.now, {name: n for name, n in self.parts.items() if n}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -167,14 +176,15 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key not in self.watches:
             self.sizes[key] = before
+            self.part_of[key] = ledger.current_part()
             base = before
 
             def forget(_: object) -> None:
                 del self.watches[key]
-                self.add(base - self.sizes.pop(key))
+                self.add(base - self.sizes.pop(key), self.part_of.pop(key))
 
             self.watches[key] = weakref.ref(storage, forget)
-        self.add(storage.nbytes() - self.sizes[key])
+        self.add(storage.nbytes() - self.sizes[key], self.part_of[key])
         self.sizes[key] = storage.nbytes()
 
     def all_fake(self, tree: Any) -> Any:
@@ -242,40 +252,6 @@ def _needs_data(error: Exception) -> str:
         f"float(), bool(), .numpy() or an index that depends on the data ({where}). Take that line out of the "
         "function, or compute the number beforehand and pass it in."
     )
-
-
-@contextmanager
-def _resident_growth(peak: Peak) -> Iterator[None]:
-    """Sample the resident memory in a thread of its own."""
-    start = _resident()
-    if start is None:
-        yield
-        return
-    highest, stop = start, threading.Event()
-
-    def sample() -> None:
-        nonlocal highest
-        while not stop.wait(_SAMPLE_SECONDS):
-            highest = max(highest, _resident() or 0)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        peak.resident_bytes = max(highest, _resident() or 0) - start
-
-
-def _resident() -> int | None:
-    """Return the resident bytes that belong to this process alone, or None where there is no /proc."""
-    try:
-        with open("/proc/self/statm") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
-    except OSError:
-        return None
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

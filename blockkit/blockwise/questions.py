@@ -77,6 +77,10 @@ class Prober:
                 continue
             if not isinstance(y, Tensor):
                 raise ValueError(f"The network gives a {type(y).__name__}, expected one tensor.")
+            if not y.numel():
+                raise ValueError(
+                    f"The network gives a tensor of shape {tuple(y.shape)}, expected at least one channel."
+                )
             if y.ndim == 5 and y.shape[2:] == x.shape[2:] and y.shape[0] == 2:
                 given = sum(math.prod(shape) for event in probe.events for shape in event.shapes_out)
                 self.per_voxel = max(1.0, given / (2 * size**3))

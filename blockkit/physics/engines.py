@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes as _uncounted
 
 from blockkit.checks import Shape3
 
@@ -72,7 +73,9 @@ class Finufft(Engine):
     def _make(self, _: str, dtype: torch.dtype, n_threads: int) -> Any:
         settings = _settings(dtype, self.tolerance)
         plan = _load("finufft").Plan(2, self.image_shape, isign=-1, nthreads=n_threads, **settings)
-        plan.setpts(*(column.numpy() for column in _radians(self.trajectory, self.image_shape, dtype)))
+        with _uncounted():  # each call declares them, with the rest of the plan
+            columns = _radians(self.trajectory, self.image_shape, dtype)
+        plan.setpts(*(column.numpy() for column in columns))
         return plan
 
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes as _real
 
 from blockkit.checks import check_complex, check_count, check_finite, check_image, check_shape3, check_tensor
-from blockkit.ledger import few_for_all
+from blockkit.ledger import few_for_all, part
 from blockkit.physics.fourier import NUFFT, Toeplitz, toeplitz_pays
 from blockkit.physics.linop import LinearOperator, apply_linear
 from blockkit.physics.maps import InterpolatedMaps
@@ -142,21 +142,24 @@ class Encoding(LinearOperator):
     def _forward(self, x: Tensor) -> Tensor:
         y = x.new_empty(self.out_shape)
         for coils in self._coil_batches(x):
-            y[coils] = self._weigh(self.fourier.forward(self._maps(coils, x) * x))
+            with part("nufft"):
+                y[coils] = self._weigh(self.fourier.forward(self._maps(coils, x) * x))
         return y
 
     def _adjoint(self, y: Tensor) -> Tensor:
         x = y.new_zeros(self.in_shape)
         for coils in self._coil_batches(y):
-            x += (self._maps(coils, y).conj() * self.fourier.adjoint(self._weigh(y[coils]))).sum(dim=0)
+            with part("nufft"):
+                x += (self._maps(coils, y).conj() * self.fourier.adjoint(self._weigh(y[coils]))).sum(dim=0)
         return x
 
     def _normal(self, x: Tensor) -> Tensor:
         single = self.toeplitz.forward if self.normal_kind == "toeplitz" else self._single_coil_normal
         result = torch.zeros_like(x)
         for coils in self._coil_batches(x):
-            maps = self._maps(coils, x)
-            result += (maps.conj() * single(maps * x)).sum(dim=0)
+            with part("nufft"):
+                maps = self._maps(coils, x)
+                result += (maps.conj() * single(maps * x)).sum(dim=0)
         return result
 
     def _single_coil_normal(self, x: Tensor) -> Tensor:
@@ -181,8 +184,7 @@ class Encoding(LinearOperator):
             hint = "weights.abs()" if weights.is_complex() else "weights.float()"
             raise TypeError(f"weights has dtype {weights.dtype}, expected real floating point. Pass {hint}.")
         with _real():
-            check_finite(weights, "weights")
-            n_negative = int((weights < 0).sum())
+            n_negative = 0 if isinstance(weights, FakeTensor) else _count_negative(weights)
         if n_negative:
             raise ValueError(f"weights has {n_negative} negative values, expected none below zero.")
         return weights.to(self.device)
@@ -193,6 +195,11 @@ class Encoding(LinearOperator):
             f"Encoding({len(self.maps)} coils, {self.in_shape} -> {self.out_shape}, {self.fourier.engine}, "
             f"normal by {self.normal_kind}{weighted})"
         )
+
+
+def _count_negative(weights: Tensor) -> int:
+    check_finite(weights, "weights")
+    return int((weights < 0).sum())
 
 
 def _check_maps(maps: Tensor) -> None:

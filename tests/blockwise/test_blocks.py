@@ -882,6 +882,14 @@ def test_a_volume_with_other_channels_than_the_network_takes_is_refused():
     assert "expects 2 channels, but got 5" in message(ValueError, build(plain), torch.zeros(5, 6, 6, 6))
 
 
+def test_a_network_that_gives_no_channel_is_refused():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return x[:, :0]
+
+    assert "expected at least one channel" in message(ValueError, Nothing(), volume(5, 5, 5))
+
+
 def test_a_batch_of_no_blocks_is_refused():
     assert "at least 1" in message(ValueError, build(plain), volume(5, 5, 5), blocks_at_once=0)
 

@@ -483,3 +483,36 @@ def test_a_network_made_inside_can_run_block_by_block():
         apply_blockwise(layer, torch.zeros(1, 8, 8, 8), 4).sum().backward()
 
     assert predict_peak(step) > 0
+
+
+def test_bytes_are_booked_under_the_part_they_are_taken_for():
+    with measure_peak() as peak, ledger.part("a"):
+        x = torch.zeros(100)
+        with ledger.part("b"):
+            y = x + 1
+            with ledger.outside_torch(1000):
+                pass
+        del x
+        z = torch.zeros(10)
+    assert peak.parts == {"a": 400, "b": 1400}
+    assert peak.bytes == 1800
+    del y, z
+    with measure_peak() as peak:
+        x = torch.zeros(100)
+        del x
+        with ledger.part("late"):
+            y = torch.zeros(200)
+    assert peak.parts == {"late": 800}
+
+
+@pytest.mark.parametrize("n_rounds", [1, 2, 3, 4, 50])
+def test_a_few_rounds_stand_for_all_only_when_nothing_is_computed(n_rounds):
+    seen = []
+
+    def rounds(tensor):
+        seen.append(list(ledger.few_for_all(range(n_rounds), tensor)))
+
+    rounds(torch.zeros(3))
+    predict_peak(lambda: rounds(torch.zeros(3)))
+    assert seen[0] == list(range(n_rounds))
+    assert seen[1] == (list(range(n_rounds)) if n_rounds <= 3 else [0, 1, n_rounds - 1])

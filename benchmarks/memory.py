@@ -12,7 +12,7 @@ import torch
 
 import blockkit as bk
 from blockkit.mbdl.data_consistency import DataTerm
-from blockkit.mbdl.training import relative_error
+from blockkit.mbdl.loss import relative_error
 
 ROOT = Path(__file__).parent.parent
 BLOCK = (64, 64, 64)

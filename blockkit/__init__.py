@@ -14,6 +14,7 @@ from blockkit.data.formats import save_nifti
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.scan import Scan, load_scan, simulate_scan
 from blockkit.mbdl.networks import ResidualCNN
+from blockkit.mbdl.planner import plan
 from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import load_model, pretrained, save_weights
@@ -49,6 +50,7 @@ __all__ = [
     "load_scan",
     "measure_peak",
     "nrmse",
+    "plan",
     "predict_peak",
     "pretrained",
     "psnr",

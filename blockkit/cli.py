@@ -17,6 +17,7 @@ from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.data.formats import save_nifti
 from blockkit.data.scan import Scan, load_scan
 from blockkit.mbdl.data_consistency import prepare
+from blockkit.mbdl.room import check_room
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import load_model, pretrained
 from blockkit.physics.sense import Encoding
@@ -24,7 +25,13 @@ from blockkit.physics.sense import Encoding
 SUFFIXES = (".nii", ".nii.gz")
 BLOCK_SHAPE = (64, 64, 64)
 # Each option of one method only, so that an option which would be ignored is refused.
-OPTIONS_OF = {"weights": "mbdl", "block_shape": "mbdl", "reg_weight": "cs", "n_iterations": "cs"}
+OPTIONS_OF = {
+    "weights": "mbdl",
+    "block_shape": "mbdl",
+    "ignore_memory": "mbdl",
+    "reg_weight": "cs",
+    "n_iterations": "cs",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print("blockkit: out of memory. For mbdl, smaller blocks need less: --block-shape 32 32 32.", file=sys.stderr)
+        said = str(error) if isinstance(error, MemoryError) else ""
+        said = said or "out of memory. For mbdl, smaller blocks need less: --block-shape 32 32 32."
+        print(f"blockkit: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("blockkit: stopped; nothing was written.", file=sys.stderr)
@@ -80,6 +89,8 @@ def reconstruct(scan: Scan, args: argparse.Namespace) -> Tensor:
     """Return the image (z, y, x) of a scan by gridding, compressed sensing, or a trained model."""
     device = pick_device(args.device)
     model = _load_model(args).to(device) if args.method == "mbdl" else None
+    if model is not None and not args.ignore_memory:
+        check_room(model, scan, training=False, unless="--ignore-memory")
     A = Encoding(scan.trajectory.to(device), scan.maps)
     kspace = scan.kspace.to(device)
     with torch.no_grad():
@@ -179,6 +190,9 @@ def _make_parser() -> argparse.ArgumentParser:
     recon.add_argument("--weights", type=Path, metavar="FILE", help="mbdl: weights file; without it, the shipped one")
     recon.add_argument(
         "--block-shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="mbdl: block in voxels (default 64 64 64)"
+    )
+    recon.add_argument(
+        "--ignore-memory", action="store_true", default=None, help="mbdl: start also what will not fit into memory"
     )
     recon.add_argument("--reg-weight", type=float, metavar="W", help="cs: fraction, 1 gives an image of zeros")
     recon.add_argument("--n-iterations", type=int, metavar="N", help="cs: at most so many iterations")

@@ -16,6 +16,7 @@ import torch
 from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.cli import main
 from blockkit.data.scan import Scan, simulate_scan
+from blockkit.mbdl import room
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import load_model, save_weights, write_tensors
@@ -336,6 +337,20 @@ def test_running_out_of_memory_is_one_message(
     assert main(["recon", str(scan_file), "--method", "gridding", "-o", str(output)]) == 2
     assert "out of memory" in said(capsys)
     assert not output.exists()
+
+
+def test_what_will_not_fit_is_refused_unless_told_otherwise(
+    scan_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(room, "free_bytes", lambda _: 10**4)
+    output = scan_file.with_name("image.nii")
+    command = ["recon", str(scan_file), "--method", "mbdl", "-o", str(output)]
+    assert main(command) == 2
+    assert "GiB are free on cpu" in (message := said(capsys))
+    assert "To start all the same: --ignore-memory." in message
+    assert not output.exists()
+    assert main([*command, "--ignore-memory"]) == 0
+    assert output.exists()
 
 
 def test_apples_mps_falls_back_to_the_cpu_and_says_so(

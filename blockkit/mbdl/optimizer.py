@@ -55,7 +55,7 @@ class KernelOptimizer:
             part.step()
         for matrix, kernel in zip(self.matrices, self.kernels, strict=True):
             matrix.grad = None
-            if matrix.data_ptr() != kernel.data_ptr():
+            if matrix.untyped_storage()._cdata != kernel.untyped_storage()._cdata:
                 kernel.data.copy_(matrix.detach().view(kernel.shape))
         self.n_steps += 1
 

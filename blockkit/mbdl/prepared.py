@@ -1,7 +1,7 @@
 """Scans made ready for training: what is costly is computed once a scan, and kept while it fits."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ CACHE_SHARE = 0.4  # of the machine's memory
 class PreparedScans(Sequence[tuple[DataTerm, Tensor]]):
     """The scans' data terms and references, made when first asked for and kept while they fit the cache."""
 
-    def __init__(self, name: str, scans: Sequence[Scan], model: UnrolledNetwork) -> None:
+    def __init__(
+        self, name: str, scans: Sequence[Scan], model: UnrolledNetwork, check: Callable[[Scan], None] | None = None
+    ) -> None:
         self.name, self.scans, self.data_term = name, scans, model.data_term
+        self.check, self.checked = check, 0
         self.device = model.step_size.device
         self.most_bytes = CACHE_SHARE * _machine_bytes()
         self.kept: dict[int, tuple[DataTerm, Tensor]] = {}
@@ -41,6 +44,9 @@ class PreparedScans(Sequence[tuple[DataTerm, Tensor]]):
             raise ValueError(
                 f"{self.name}[{i}] has {what}, expected an image to compare with. Leave it out of {self.name}."
             )
+        if self.check is not None and scan.maps.numel() > self.checked:  # larger than any before
+            self.check(scan)
+            self.checked = scan.maps.numel()
         A = Encoding(scan.trajectory.to(self.device), scan.maps)
         with torch.no_grad():
             made = prepare(A, scan.kspace.to(self.device), self.data_term), scan.reference.to(self.device)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,13 +18,14 @@ from blockkit.checks import check_count
 from blockkit.data.scan import Scan
 from blockkit.mbdl.augmentation import mirrored
 from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.loss import training_loss
 from blockkit.mbdl.optimizer import KernelOptimizer
 from blockkit.mbdl.prepared import PreparedScans
+from blockkit.mbdl.room import check_room
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import describe, read_tensors, write_tensors
 from blockkit.metrics import psnr
 
-EARLIER_UNROLLS = 0.3  # weight in the loss of the image after each unroll but the last
 _FORMAT = "blockkit-training-1"
 
 
@@ -56,6 +58,7 @@ def fit(
     augment: bool = False,
     checkpoint: str | Path | None = None,
     seed: int = 0,
+    check_memory: bool = True,
 ) -> History:
     r"""Train ``model`` in place on the relative L2 loss, one scan a step.
 
@@ -88,6 +91,8 @@ def fit(
         File to write after every pass and at the end, and to resume from if it exists.
     seed
         Draws the order of the scans, and the augmentation.
+    check_memory
+        Refuse to start if a step is predicted to take more memory than is free.
 
     Raises
     ------
@@ -96,13 +101,16 @@ def fit(
         model or run or cannot be written.
     TypeError
         If ``model`` or a scan is something else.
+    MemoryError
+        If a step will not fit: the message names the block with which it would.
     """
     check_count(n_steps, "n_steps")
     _check_arguments(model, scans, checkpoint)
     run = _Run(model, n_steps, learning_rate, seed, len(scans), augment)
     if checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
-    terms, held_out = PreparedScans("scans", scans, model), PreparedScans("validation", validation, model)
+    check = partial(check_room, model, training=True, unless="fit(..., check_memory=False)") if check_memory else None
+    terms, held_out = PreparedScans("scans", scans, model, check), PreparedScans("validation", validation, model)
     try:
         with _interruptible() as interrupt, tqdm(total=n_steps, initial=run.step, unit="step") as bar:
             for data_and_reference in held_out if run.step == 0 else ():
@@ -152,12 +160,9 @@ class _Run:
             data, reference = mirrored(data, reference, _generator(self.seed, self.step, 1))
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        target = reference / data.scale
-        with self.model.offloading(data):
-            errors = [relative_error(x, target) for x in self.model.iterates(data)]
-        loss = errors[-1] + EARLIER_UNROLLS * sum(errors[:-1])
+        loss, error = training_loss(self.model, data, reference)
         loss.backward()  # type: ignore[no-untyped-call]
-        value = float(errors[-1].detach())
+        value = float(error)
         if not math.isfinite(value):
             raise ValueError(
                 f"The loss is {value} at step {self.step + 1}. Expected a finite number: lower learning_rate?"
@@ -211,13 +216,6 @@ class _Run:
     def _identity(self) -> dict[str, object]:
         rates = {"learning_rate": self.optimizer.learning_rate, "n_steps": self.n_steps}
         return describe(self.model) | rates | {"seed": self.seed, "n_scans": self.n_scans, "augment": self.augment}
-
-
-def relative_error(image: Tensor, reference: Tensor) -> Tensor:
-    """Return ``|image - reference| / |reference|`` (L2), a real tensor without axes."""
-    difference = torch.linalg.vector_norm(torch.view_as_real(image - reference))
-    error: Tensor = difference / torch.linalg.vector_norm(torch.view_as_real(reference))
-    return error
 
 
 def _check_arguments(model: object, scans: object, checkpoint: str | Path | None) -> None:

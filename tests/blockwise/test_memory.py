@@ -501,7 +501,7 @@ def test_bytes_are_booked_under_the_part_they_are_taken_for():
         x = torch.zeros(100)
         del x
         with ledger.part("late"):
-            y = torch.zeros(200)
+            torch.zeros(200)
     assert peak.parts == {"late": 800}
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from blockkit.blockwise.memory import measure_peak, predict_peak
+from blockkit.mbdl.loss import relative_error
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.training import relative_error
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.sense import Encoding

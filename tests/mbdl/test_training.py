@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from blockkit.data.scan import Scan
+from blockkit.mbdl.loss import relative_error
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.training import _Run, fit, relative_error
+from blockkit.mbdl.training import _Run, fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.sense import Encoding

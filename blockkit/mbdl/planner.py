@@ -1,0 +1,272 @@
+"""Which block fits a budget, and what each byte is for: told before anything is allocated."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import nn
+
+from blockkit.blockwise.blocks import cut_blocks
+from blockkit.blockwise.guards import round_up
+from blockkit.blockwise.memory import Peak, predict
+from blockkit.blockwise.reach import reach
+from blockkit.checks import Shape3, check_count, check_number, check_shape3
+from blockkit.ledger import part
+from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.loss import training_loss
+from blockkit.mbdl.optimizer import KernelOptimizer
+from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.physics.fourier import Toeplitz
+from blockkit.physics.maps import InterpolatedMaps
+from blockkit.physics.sense import Encoding
+from blockkit.physics.toeplitz import padded_shape
+
+GIB = 2**30
+LEAST_BLOCK = 16  # voxels on a side: below, a network computes little but halo
+MAP_SPACING = 8  # voxels between the values of interpolated maps, in a plan
+PARTS = {
+    "weights": "weights, gradients, optimizer state",
+    "images": "images of the unrolls, right-hand side, reference",
+    "windows": "one batch of windows with its activations",
+    "maps": "coil maps",
+    "kspace": "k-space, trajectory, density compensation",
+    "nufft": "NUFFT workspace, Toeplitz kernel, the coil under way",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The largest block that fits, and what a run with it takes.
+
+    Attributes
+    ----------
+    block_shape
+        ``(z, y, x)``, for :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`.
+    n_blocks
+        Blocks in each unroll.
+    n_bytes
+        Peak of one training step, or of one reconstruction: everything that is alive then.
+    parts
+        ``n_bytes`` by what they are for; the keys are those of ``PARTS``.
+    work
+        The regularizer's work over that of naive backprop (training) or of the whole volume (reconstruction): halo and
+        recomputation.
+    budget_gib
+        What it had to fit into, GiB = 2^30 bytes.
+    """
+
+    block_shape: Shape3
+    n_blocks: int
+    n_bytes: int
+    parts: dict[str, int]
+    work: float
+    budget_gib: float
+
+    def __str__(self) -> str:
+        """Return a table."""
+        rows = [f"{_gib(n):>10} GiB  {PARTS.get(name, name)}" for name, n in self.parts.items()]
+        total = f"{_gib(self.n_bytes):>10} GiB  of {self.budget_gib:g}"
+        block = " x ".join(map(str, self.block_shape))
+        head = f"blocks of {block} voxels, {self.n_blocks} an unroll, {self.work:.2f} x the regularizer's work"
+        return "\n".join([head, *rows, total])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a step is to be traced on: sizes, and where things are kept."""
+
+    image_shape: Shape3
+    n_coils: int
+    n_samples: int
+    training: bool = True
+    interpolated_maps: bool = False
+    coils_at_once: int = 1
+
+
+def plan(
+    image_shape: Sequence[int],
+    *,
+    n_coils: int,
+    n_samples: int,
+    n_unrolls: int,
+    network: nn.Module,
+    budget_gib: float,
+    training: bool = True,
+    offload: str | None = None,
+    interpolated_maps: bool = False,
+) -> Plan:
+    """Find the largest block with which a run fits into a budget, and say what the bytes are for.
+
+    Counted is everything alive at the peak: the scan, the operator, the model with gradients and the state of
+    :func:`~blockkit.mbdl.training.fit`'s optimizer, and all that the step takes. It comes from a trace of the very
+    step, in complex64 and float32, one coil at a time. Not counted: Python and its libraries, scratch that kernels
+    take for themselves, the reading of files, and the preparation of the scan (density compensation, bound of L).
+
+    Parameters
+    ----------
+    image_shape
+        ``(z, y, x)``.
+    n_coils, n_samples, n_unrolls
+        Coils, k-space samples of a coil, unrolls.
+    network
+        Regularizer, shared by all unrolls: takes and gives ``(window, 2, z, y, x)``.
+    budget_gib
+        GiB (2^30 bytes) that the run may take.
+    training
+        True: a training step. False: a reconstruction.
+    offload
+        As in :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`.
+    interpolated_maps
+        Whether the maps are :class:`~blockkit.physics.maps.InterpolatedMaps`, one value every 8 voxels.
+
+    Returns
+    -------
+    Plan
+        ``print`` it for a table.
+
+    Raises
+    ------
+    ValueError
+        If no block fits: the message says what is missing, and which option would save how much. If the network
+        cannot be run in exact blocks, or an argument does not fit.
+
+    Examples
+    --------
+    >>> from blockkit.mbdl.networks import ResidualCNN
+    >>> plan((300, 200, 300), n_coils=8, n_samples=9_000_000, n_unrolls=6, network=ResidualCNN(32, 5), budget_gib=8)
+    """
+    shape, budget = check_shape3(image_shape), check_number(budget_gib, "budget_gib") * GIB
+    coils, samples = check_count(n_coils, "n_coils"), check_count(n_samples, "n_samples")
+    case = Case(shape, coils, samples, training, interpolated_maps)
+    model = UnrolledNetwork(network, n_unrolls, offload=offload)
+    block, peak = largest_block(model, case, budget)
+    if peak.bytes > budget:
+        raise ValueError(_what_is_missing(peak, block, budget, model, case))
+    return _report(peak, block, network, case, budget)
+
+
+def largest_block(model: UnrolledNetwork, case: Case, budget: float) -> tuple[Shape3, Peak]:
+    """Return the largest block with which a run takes at most ``budget`` bytes, or the smallest, and what it takes."""
+    network = model.regularizers[0]
+    few = UnrolledNetwork(network, min(model.n_unrolls, 2), data_term=model.data_term, offload=model.offload)
+    blocks = candidates(case.image_shape, reach(network, n_channels=2).stride)
+    found = _with_block(model, blocks[-1], case)
+    more_unrolls = found.bytes - _with_block(few, blocks[-1], case).bytes
+    too_large, fits = -1, len(blocks) - 1
+    while fits - too_large > 1:
+        middle = (fits + too_large) // 2
+        if _with_block(few, blocks[middle], case).bytes + more_unrolls <= budget:
+            fits = middle
+        else:
+            too_large = middle
+    if fits < len(blocks) - 1:
+        found = _with_block(model, blocks[fits], case)
+    while found.bytes > budget and fits < len(blocks) - 1:  # the unrolls did not add up to the byte
+        fits += 1
+        found = _with_block(model, blocks[fits], case)
+    return blocks[fits], found
+
+
+def candidates(image_shape: Shape3, stride: Shape3) -> list[Shape3]:
+    """Return blocks (z, y, x) from the whole image down: one more cut each time, across the longest side."""
+    z, y, x = (round_up(n, s) for n, s in zip(image_shape, stride, strict=True))
+    block, n_cuts = [z, y, x], [1, 1, 1]
+    found = [(z, y, x)]
+    while True:
+        axis = max(range(3), key=lambda i: block[i] if block[i] > stride[i] else 0)
+        if block[axis] <= max(LEAST_BLOCK, stride[axis]):
+            return found
+        n_cuts[axis] += 1
+        size = round_up(-(-found[0][axis] // n_cuts[axis]), stride[axis])
+        if size < block[axis]:
+            block[axis] = size
+            found.append((block[0], block[1], block[2]))
+
+
+def predict_run(model: UnrolledNetwork, case: Case) -> Peak:
+    """Return the peak of a training step or a reconstruction and its parts, from a trace: everything, from nothing."""
+    n_weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    peak = predict(_run, model, case)
+    peak.bytes += n_weights
+    parts = {**peak.parts, "weights": peak.parts.get("weights", 0) + n_weights}
+    peak.parts = {name: parts[name] for name in (*PARTS, *parts) if parts.get(name)}
+    return peak
+
+
+def _run(model: UnrolledNetwork, case: Case) -> None:
+    """Make a scan of zeros and go through one step: on fake tensors, nothing is computed."""
+    shape, few = case.image_shape, tuple(max(3, -(-n // MAP_SPACING)) for n in case.image_shape)
+    with part("maps"):
+        values = torch.zeros(case.n_coils, *(few if case.interpolated_maps else shape), dtype=torch.complex64)
+        maps = InterpolatedMaps(values, shape) if case.interpolated_maps else values
+    with part("kspace"):
+        kspace = torch.zeros(case.n_coils, case.n_samples, dtype=torch.complex64)
+        trajectory, weights = torch.zeros(case.n_samples, 3), torch.zeros(case.n_samples)
+    with part("nufft"):
+        A = Encoding(trajectory, maps, coils_at_once=case.coils_at_once, weights=weights)
+        if A.normal_kind == "toeplitz":
+            vars(A)["toeplitz"] = Toeplitz(torch.zeros(padded_shape(shape)), shape)
+    with part("images"):
+        b, start = (torch.zeros(shape, dtype=torch.complex64) for _ in range(2))
+        data = DataTerm(lambda x: A.normal(x).div_(1.0), b, start, torch.ones(()))
+        if case.training:
+            _train(model, data, torch.zeros(shape, dtype=torch.complex64))
+        else:
+            with torch.no_grad():
+                model.unroll(data)
+    del kspace
+
+
+def _train(model: UnrolledNetwork, data: DataTerm, reference: torch.Tensor) -> None:
+    """Take the second step of a training run: the optimizer has its state from the first."""
+    with part("weights"):
+        optimizer = KernelOptimizer(model.parameters(), 1e-3, lambda _: 1.0)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    training_loss(model, data, reference)[0].backward()  # type: ignore[no-untyped-call]
+    with part("weights"):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def _with_block(model: UnrolledNetwork, block: Shape3, case: Case) -> Peak:
+    model = copy.copy(model)
+    model.block_shape = block
+    return predict_run(model, case)
+
+
+def _report(found: Peak, block: Shape3, network: nn.Module, case: Case, budget: float) -> Plan:
+    seen = reach(network, n_channels=2)
+    z, y, x = (round_up(n, s) for n, s in zip(case.image_shape, seen.stride, strict=True))
+    blocks = cut_blocks((z, y, x), block, seen.halo, seen.stride)
+    computed = sum(prod(side.stop - side.start for side in cut.window) for cut in blocks) / (z * y * x)
+    work = computed * 4 / 3 if case.training else computed
+    return Plan(block, len(blocks), found.bytes, found.parts, work, budget / GIB)
+
+
+def _what_is_missing(smallest: Peak, block: Shape3, budget: float, model: UnrolledNetwork, case: Case) -> str:
+    """Say by how much the smallest block misses the budget, what takes the bytes, and what would save how many."""
+    parts = ", ".join(f"{name} {_gib(n)}" for name, n in smallest.parts.items())
+    savings = {}
+    if model.offload is None and case.training:
+        other = UnrolledNetwork(model.regularizers[0], model.n_unrolls, offload="disk")
+        savings['offload="disk"'] = smallest.bytes - _with_block(other, block, case).bytes
+    if not case.interpolated_maps:
+        other_case = Case(case.image_shape, case.n_coils, case.n_samples, case.training, True)
+        savings["interpolated_maps=True"] = smallest.bytes - _with_block(model, block, other_case).bytes
+    if case.training:
+        without = Case(case.image_shape, case.n_coils, case.n_samples, False, case.interpolated_maps)
+        savings["training=False (reconstruction only)"] = smallest.bytes - _with_block(model, block, without).bytes
+    saved = "; ".join(f"{name} saves {_gib(n)} GiB" for name, n in savings.items() if n > 0)
+    return (
+        f"budget_gib is {budget / GIB:g}, and even the smallest block takes {_gib(smallest.bytes)} GiB ({parts}): "
+        f"{_gib(smallest.bytes - budget)} GiB are missing. " + (f"What helps: {saved}." if saved else "")
+    )
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / GIB:.3g}" if n_bytes < 100 * GIB else f"{n_bytes / GIB:.0f}"

@@ -1,0 +1,64 @@
+"""Refuse to start what will not fit into the memory that is free."""
+
+from math import prod
+
+from blockkit.blockwise.resident import free_bytes
+from blockkit.data.scan import Scan
+from blockkit.mbdl.planner import GIB, Case, largest_block, predict_run
+from blockkit.mbdl.unrolled import UnrolledNetwork
+
+MOST_BYTES_A_VOXEL = 16_000  # of one unroll, by naive backprop: no network in use takes more. Below, no trace is made
+
+
+def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: str) -> None:
+    """Raise if a training step or a reconstruction takes more memory than is free on the model's device.
+
+    What it takes comes from a trace, without what is loaded already: the scan and the weights. A kernel's own scratch
+    is not in it, so passing is no promise.
+
+    Parameters
+    ----------
+    model, scan
+        What is to run, on what.
+    training
+        True: a training step. False: a reconstruction.
+    unless
+        What to type to start all the same; part of the message.
+
+    Raises
+    ------
+    MemoryError
+        With what is needed, what is free, and the block with which it would fit.
+    """
+    device = model.step_size.device
+    free = free_bytes(device)
+    if free is None or prod(scan.image_shape) * model.n_unrolls * MOST_BYTES_A_VOXEL < free:
+        return
+    case = Case(scan.image_shape, scan.n_coils, scan.kspace.shape[1], training)
+    loaded = _loaded(model, case)
+    needed = predict_run(model, case).bytes - loaded
+    if needed <= free:
+        return
+    what = "A training step" if training else "The reconstruction"
+    blocks = "whole volumes" if model.block_shape is None else f"blocks of {model.block_shape}"
+    raise MemoryError(
+        f"{what} by {blocks} takes {needed / GIB:.3g} GiB beside scan and weights, and {free / GIB:.3g} GiB are free "
+        f"on {device}. {_what_would_fit(model, case, free + loaded)}To start all the same: {unless}."
+    )
+
+
+def _loaded(model: UnrolledNetwork, case: Case) -> int:
+    """Return the bytes of what is in memory already: maps, k-space, trajectory, weights of the model."""
+    maps, kspace = 8 * case.n_coils * prod(case.image_shape), (8 * case.n_coils + 12) * case.n_samples
+    return maps + kspace + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _what_would_fit(model: UnrolledNetwork, case: Case, budget: float) -> str:
+    try:
+        block, peak = largest_block(model, case, budget)
+    except ValueError:  # a network that cannot be run in exact blocks
+        return ""
+    if peak.bytes > budget:
+        return "No block is small enough. " + ('Try offload="disk". ' if case.training and not model.offload else "")
+    needed = (peak.bytes - _loaded(model, case)) / GIB
+    return f"With model.block_shape = {block} it takes {needed:.3g} GiB. "

@@ -1,11 +1,13 @@
-"""Train the weights that ship in data_samples/: seeded phantoms, seeded scans, one resumable run.
+"""Train the weights that ship in data_samples/: seeded phantoms, seeded scans, two resumable stages.
 
-Scans and checkpoint are kept in build/training/, so that an interrupted run goes on where it stopped.
+The second stage goes on from the weights of the first, at full learning rate again (a warm restart), with more scans
+and more steps. Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where it stopped.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +17,16 @@ import torch
 import blockkit as bk
 from blockkit.mbdl.weights import SHIPPED
 
-TRAINING_SEEDS = range(1000, 1300)
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of ``fit``: the phantoms it sees, and for how many steps."""
+
+    seeds: range
+    n_steps: int
+
+
+STAGES = (Stage(range(1000, 1300), 2600), Stage(range(1000, 1400), 6500))
 VALIDATION_SEEDS = range(2000, 2006)
 IMAGE_SHAPES = ((48, 40, 48), (44, 44, 40), (56, 42, 56), (52, 40, 52))
 SHAPE_ODDS = (0.4, 0.2, 0.25, 0.15)
@@ -62,32 +73,34 @@ def make_model() -> bk.UnrolledNetwork:
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, train, and write weights and log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--n-steps", type=int, default=2600)
     parser.add_argument("--only-simulate", action="store_true", help="make the scans and stop")
     args = parser.parse_args(argv)
     work = ROOT / "build" / "training"
-    training, validation = SimulatedScans(TRAINING_SEEDS, work), SimulatedScans(VALIDATION_SEEDS, work)
+    validation = SimulatedScans(VALIDATION_SEEDS, work)
     if args.only_simulate:
-        for scan in chain(validation, training):
+        for scan in chain(validation, *(SimulatedScans(stage.seeds, work) for stage in STAGES)):
             print(scan, flush=True)
         return
     model = make_model()
-    checkpoint = work / "checkpoint.safetensors"
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # in the regularizer only: its convolutions take half the time
-        history = bk.fit(
-            model,
-            training,
-            validation=validation,
-            n_steps=args.n_steps,
-            learning_rate=1.5e-3,
-            augment=True,
-            checkpoint=checkpoint,
-        )
-    if history.interrupted:
-        print("Stopped. The same command goes on.")
-        return
+    log = []
+    for i, stage in enumerate(STAGES):
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # in the regularizer only: convolutions take half the time
+            history = bk.fit(
+                model,
+                SimulatedScans(stage.seeds, work),
+                validation=validation,
+                n_steps=stage.n_steps,
+                learning_rate=1.5e-3,
+                augment=True,
+                checkpoint=work / f"stage_{i}.safetensors",
+                seed=i,
+            )
+        if history.interrupted:
+            print("Stopped. The same command goes on.")
+            return
+        losses = [round(loss, 5) for loss in history.losses]
+        log.append({"losses": losses, "validation_psnr_db": history.validation})
     bk.save_weights(model, ROOT / "data_samples" / SHIPPED)
-    log = {"losses": [round(loss, 5) for loss in history.losses], "validation_psnr_db": history.validation}
     (ROOT / "data_samples" / "training_log.json").write_text(json.dumps(log) + "\n")
 
 

@@ -28,8 +28,8 @@ def test_it_is_better_than_gridding_by_decibels():
     scan = make_scan(3100)
     A = Encoding(scan.trajectory, scan.maps)
     gridding, image = A.adjoint(A.dcf * scan.kspace), reconstruct(scan)
-    assert psnr(image, scan.reference) > psnr(gridding, scan.reference) + 5
-    assert ssim(image, scan.reference) > ssim(gridding, scan.reference) + 0.07
+    assert psnr(image, scan.reference) > psnr(gridding, scan.reference) + 6
+    assert ssim(image, scan.reference) > ssim(gridding, scan.reference) + 0.08
 
 
 def test_blocks_give_the_whole_volume_s_image():
@@ -43,5 +43,5 @@ def test_it_is_better_than_converged_compressed_sensing_at_its_tuned_weight():
     scan = make_scan(3003)
     A, image = Encoding(scan.trajectory, scan.maps), reconstruct(scan)
     rival = compressed_sensing(A, scan.kspace, reg_weight=4e-5, n_iterations=400)  # benchmarks/quality.py tunes it
-    assert psnr(image, scan.reference) > psnr(rival, scan.reference) + 2.8
-    assert ssim(image, scan.reference) > ssim(rival, scan.reference) + 0.02
+    assert psnr(image, scan.reference) > psnr(rival, scan.reference) + 3.5
+    assert ssim(image, scan.reference) > ssim(rival, scan.reference) + 0.03

@@ -45,7 +45,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from blockkit.blockwise import guards
-from blockkit.blockwise.guards import round_up
+from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3, check_count
 from blockkit.ledger import few_for_all, part
 

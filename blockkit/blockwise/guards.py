@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
 from blockkit.blockwise.reach import reach, signature
+from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3, check_tensor
 
 
@@ -47,11 +48,6 @@ def three(value: Sequence[int] | int, name: str, least: int) -> Shape3:
             f"{name} is {value!r}, expected three whole numbers (z, y, x), each at least {least}, or one for all three."
         )
     return int(sizes[0]), int(sizes[1]), int(sizes[2])
-
-
-def round_up(size: int, multiple: int) -> int:
-    """Return the least multiple of ``multiple`` that is not below ``size``."""
-    return -(-size // multiple) * multiple
 
 
 def halo_and_stride(

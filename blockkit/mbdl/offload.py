@@ -46,15 +46,14 @@ def offloading(where: str | None, staying: Iterable[Tensor] = ()) -> Iterator[No
     store = _Disk() if where == "disk" else _Pinned()
     stay = {tensor.untyped_storage()._cdata for tensor in staying}
 
-    def pack(tensor: Tensor) -> "Tensor | _Away":
-        if tensor.nbytes < LEAST_BYTES or tensor.untyped_storage()._cdata in stay:
-            return tensor
-        if where == "cpu" and tensor.device.type == "cpu":
-            return tensor
+    def pack(tensor: Tensor) -> _Away:
+        stays = tensor.nbytes < LEAST_BYTES or tensor.untyped_storage()._cdata in stay
+        if stays or (where == "cpu" and tensor.device.type == "cpu"):
+            return _Here(tensor, tensor._version)
         return store.put(tensor)
 
-    def unpack(kept: "Tensor | _Away") -> Tensor:
-        return kept if isinstance(kept, Tensor) else kept.get()
+    def unpack(kept: _Away) -> Tensor:
+        return kept.get()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
@@ -65,6 +64,22 @@ class _Away(Protocol):
 
     def get(self) -> Tensor:
         """Bring it back."""
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A tensor that stays. With hooks, PyTorch itself no longer sees that it was changed before backward."""
+
+    tensor: Tensor
+    version: int
+
+    def get(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"A tensor of shape {tuple(self.tensor.shape)} that backward needs was changed in place after forward, "
+                "by optimizer.step() for instance: the gradient would be wrong. Call backward first."
+            )
+        return self.tensor
 
 
 class _Store(Protocol):

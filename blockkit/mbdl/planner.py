@@ -2,16 +2,16 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import nn
 
 from blockkit.blockwise.blocks import cut_blocks
-from blockkit.blockwise.guards import round_up
 from blockkit.blockwise.memory import Peak, predict
 from blockkit.blockwise.reach import reach
+from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3, check_count, check_number, check_shape3
 from blockkit.ledger import part
 from blockkit.mbdl.data_consistency import DataTerm
@@ -135,7 +135,9 @@ def plan(
     Examples
     --------
     >>> from blockkit.mbdl.networks import ResidualCNN
-    >>> plan((300, 200, 300), n_coils=8, n_samples=9_000_000, n_unrolls=6, network=ResidualCNN(32, 5), budget_gib=8)
+    >>> sizes = {"n_coils": 8, "n_samples": 9_000_000, "n_unrolls": 6}
+    >>> plan((300, 200, 300), network=ResidualCNN(32, 5), budget_gib=8, **sizes).block_shape
+    (75, 100, 100)
     """
     shape, budget = check_shape3(image_shape), check_number(budget_gib, "budget_gib") * GIB
     coils, samples = check_count(n_coils, "n_coils"), check_count(n_samples, "n_samples")
@@ -202,7 +204,7 @@ def _run(model: UnrolledNetwork, case: Case) -> None:
         values = torch.zeros(case.n_coils, *(few if case.interpolated_maps else shape), dtype=torch.complex64)
         maps = InterpolatedMaps(values, shape) if case.interpolated_maps else values
     with part("kspace"):
-        kspace = torch.zeros(case.n_coils, case.n_samples, dtype=torch.complex64)
+        _kspace = torch.zeros(case.n_coils, case.n_samples, dtype=torch.complex64)  # alive, as a scan's is
         trajectory, weights = torch.zeros(case.n_samples, 3), torch.zeros(case.n_samples)
     with part("nufft"):
         A = Encoding(trajectory, maps, coils_at_once=case.coils_at_once, weights=weights)
@@ -216,7 +218,6 @@ def _run(model: UnrolledNetwork, case: Case) -> None:
         else:
             with torch.no_grad():
                 model.unroll(data)
-    del kspace
 
 
 def _train(model: UnrolledNetwork, data: DataTerm, reference: torch.Tensor) -> None:
@@ -253,13 +254,14 @@ def _what_is_missing(smallest: Peak, block: Shape3, budget: float, model: Unroll
     parts = ", ".join(f"{name} {_gib(n)}" for name, n in smallest.parts.items())
     savings = {}
     if model.offload is None and case.training:
-        other = UnrolledNetwork(model.regularizers[0], model.n_unrolls, offload="disk")
+        other = copy.copy(model)
+        other.offload = "disk"
         savings['offload="disk"'] = smallest.bytes - _with_block(other, block, case).bytes
     if not case.interpolated_maps:
-        other_case = Case(case.image_shape, case.n_coils, case.n_samples, case.training, True)
-        savings["interpolated_maps=True"] = smallest.bytes - _with_block(model, block, other_case).bytes
+        small_maps = replace(case, interpolated_maps=True)
+        savings["interpolated_maps=True"] = smallest.bytes - _with_block(model, block, small_maps).bytes
     if case.training:
-        without = Case(case.image_shape, case.n_coils, case.n_samples, False, case.interpolated_maps)
+        without = replace(case, training=False)
         savings["training=False (reconstruction only)"] = smallest.bytes - _with_block(model, block, without).bytes
     saved = "; ".join(f"{name} saves {_gib(n)} GiB" for name, n in savings.items() if n > 0)
     return (

@@ -7,7 +7,7 @@ from blockkit.data.scan import Scan
 from blockkit.mbdl.planner import GIB, Case, largest_block, predict_run
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
-MOST_BYTES_A_VOXEL = 16_000  # of one unroll, by naive backprop: no network in use takes more. Below, no trace is made
+TENSORS_A_CHANNEL = 16  # of 4 bytes, that naive backprop keeps at most for an output channel of a kernel, in a voxel
 
 
 def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: str) -> None:
@@ -32,8 +32,8 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
     """
     device = model.step_size.device
     free = free_bytes(device)
-    if free is None or prod(scan.image_shape) * model.n_unrolls * MOST_BYTES_A_VOXEL < free:
-        return
+    if free is None or prod(scan.image_shape) * _most_bytes_a_voxel(model) < free:
+        return  # no need of a trace, which takes seconds
     case = Case(scan.image_shape, scan.n_coils, scan.kspace.shape[1], training)
     loaded = _loaded(model, case)
     needed = predict_run(model, case).bytes - loaded
@@ -45,6 +45,12 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
         f"{what} by {blocks} takes {needed / GIB:.3g} GiB beside scan and weights, and {free / GIB:.3g} GiB are free "
         f"on {device}. {_what_would_fit(model, case, free + loaded)}To start all the same: {unless}."
     )
+
+
+def _most_bytes_a_voxel(model: UnrolledNetwork) -> int:
+    """Bound the bytes of naive backprop from above, for plain networks by a wide margin."""
+    n_channels = sum(p.shape[0] for p in model.regularizers[0].parameters() if p.ndim > 1)
+    return (n_channels + 64) * model.n_unrolls * 4 * TENSORS_A_CHANNEL
 
 
 def _loaded(model: UnrolledNetwork, case: Case) -> int:

@@ -105,6 +105,18 @@ def test_the_file_has_no_name_and_goes_with_the_graph(folder):
     assert open_files(folder) == []
 
 
+@pytest.mark.parametrize("offload", [None, "cpu", "disk"])
+@pytest.mark.parametrize("block_shape", [None, (8, 12, 10)])
+def test_weights_changed_before_backward_are_noticed_wherever_the_images_are(offload, block_shape):
+    A, kspace, target = make_scan()
+    model = make_model(offload, block_shape=block_shape)
+    loss = (model(A, kspace) - target).abs().sum()
+    with torch.no_grad():
+        model.regularizers[0].layers[1].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="place"):
+        loss.backward()
+
+
 def test_without_gradients_nothing_is_written(folder, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: pytest.fail("a file was made"))
     A, kspace, _ = make_scan()

@@ -1,5 +1,6 @@
 """From image to k-space at any sample positions: the exact sum, and the fast NUFFT that is tested against it."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from blockkit import ledger
 from blockkit.checks import Shape3, check_complex, check_finite, check_number, check_shape3, check_tensor
-from blockkit.physics.engines import Engine, choose_engine, finest_tolerance, workspace_bytes
+from blockkit.physics.engines import Engine, choose_engine, finest_tolerance, oversampling, workspace_bytes
 from blockkit.physics.linop import LinearOperator, apply_linear
-from blockkit.physics.toeplitz import Toeplitz, toeplitz_kernel, toeplitz_pays
+from blockkit.physics.toeplitz import Toeplitz, kernel_piece, padded_shape, toeplitz_kernel
 
 __all__ = ["NUFFT", "DirectFourier", "Toeplitz", "check_coils", "check_trajectory", "toeplitz_pays"]
 
@@ -184,7 +185,18 @@ class NUFFT(LinearOperator):
         tolerance = max(self.tolerance / 10, finest_tolerance(self._kind))
         F = NUFFT(trajectory, self.in_shape, engine=self.engine, tolerance=tolerance)
         dtype = torch.float32 if self.tolerance >= 1e-5 else torch.float64
-        return Toeplitz(toeplitz_kernel(F, trajectory, weights, dtype=dtype).to(self.device), self.in_shape)
+        piece = F.resized(kernel_piece(self.in_shape))
+        return Toeplitz(
+            toeplitz_kernel(piece, trajectory, self.in_shape, weights, dtype=dtype).to(self.device), self.in_shape
+        )
+
+    def resized(self, image_shape: Sequence[int]) -> Self:
+        """Return the NUFFT of an image with more or fewer voxels of the same size, at the same samples."""
+        other = copy.copy(self)  # not checked again: on a larger grid small k may look like cycles per voxel
+        other.in_shape, other._engine = check_shape3(image_shape), None
+        factors = [m / n for m, n in zip(other.in_shape, self.in_shape, strict=True)]
+        other.trajectory = self.trajectory.double() * torch.tensor(factors, dtype=torch.float64, device=self.device)
+        return other
 
     def forget_plans(self) -> None:
         """Free the engine's plans and tables; the next use makes them again. For who keeps many operators."""
@@ -222,6 +234,18 @@ class NUFFT(LinearOperator):
             self._engine = self._kind(self.trajectory.to(_home(self.device)), self.in_shape, self.tolerance)
         step = self._engine.spread if adjoint else self._engine.sample
         return step if self.device == _home(self.device) else lambda source, result: _away(step, source, result)
+
+
+def toeplitz_pays(image_shape: Sequence[int], n_samples: int, tolerance: float = 1e-4) -> bool:
+    """Say whether :class:`Toeplitz` is the faster normal: nearly always.
+
+    A fixed rule of the sizes, so that the same scan is always done the same way. Below a tolerance of 1e-3 the NUFFT
+    needs a fine grid as large as the padded one and fills all of it, which takes longer whatever the samples. From
+    1e-3 on its grid is 1.25 x the image on each axis; then it pays to pad if the grid is large (2^23 points), where
+    memory is what takes time, or if the samples are at least 1/40 of it. ``benchmarks/nufft.py`` measures it.
+    """
+    n_padded = math.prod(padded_shape(check_shape3(image_shape)))
+    return oversampling(torch.complex64, tolerance) == 2 or n_padded >= 2**23 or 40 * n_samples >= n_padded
 
 
 def check_coils(value: Tensor, shape: tuple[int, ...], name: str, device: torch.device) -> None:

@@ -79,7 +79,7 @@ class Encoding(LinearOperator):
         self.fourier = NUFFT(trajectory, self.in_shape, engine=engine, tolerance=tolerance)
         self.out_shape = (len(maps), len(trajectory))
         self.weights = None if weights is None else self._check_weights(weights)
-        pays = toeplitz_pays(self.in_shape, len(trajectory))
+        pays = toeplitz_pays(self.in_shape, len(trajectory), tolerance)
         self.normal_kind = ("toeplitz" if pays else "nufft") if normal == "auto" else normal
 
     @property

@@ -14,6 +14,7 @@ from blockkit.physics.linop import LinearOperator, apply_linear
 
 _SLAB = {"cpu": 2**18}  # complex numbers in one padded slab: what a core's cache holds
 _SLAB_ELSEWHERE = 2**24
+_MOST_IN_PIECE = 2**24  # voxels
 
 
 class Toeplitz(LinearOperator):
@@ -98,20 +99,28 @@ class Toeplitz(LinearOperator):
 
 
 def toeplitz_kernel(
-    F: LinearOperator, trajectory: Tensor, weights: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+    F: LinearOperator,
+    trajectory: Tensor,
+    image_shape: Sequence[int],
+    weights: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     r"""Return the real spectrum of the kernel :math:`t_d = \frac1N \sum_s w_s e^{2\pi i\,k_s \cdot d/n}`.
 
-    The lags d run over -n+1..n-1: twice the image per axis. They are computed in pieces of the image's size, each by
-    one adjoint with shifted phases, so no grid larger than the image's own is needed; as :math:`t_{-d}` is the
-    conjugate of :math:`t_d`, the lags of one sign along z suffice, and the last transform gives real numbers.
+    The lags d run over -n+1..n-1: twice the image per axis. They are computed in pieces, each by one adjoint with
+    shifted phases, so no grid larger than a piece's own is needed; as :math:`t_{-d}` is the conjugate of :math:`t_d`,
+    the lags of one sign along z suffice, and the last transform gives real numbers.
 
     Parameters
     ----------
     F
-        The operator whose normal is wanted, orthonormal, (z, y, x) to (sample,).
+        The operator whose normal is wanted, orthonormal, (z, y, x) to (sample,), for an image of ``image_shape`` or a
+        piece of it.
     trajectory
-        Its sample positions, shape ``(sample, 3)``, cycles/FOV.
+        Its sample positions, shape ``(sample, 3)``, cycles/FOV of the whole image.
+    image_shape
+        ``(z, y, x)``.
     weights
         Real, not negative, shape ``(sample,)``; None means 1.
     dtype
@@ -122,19 +131,33 @@ def toeplitz_kernel(
     Tensor
         Real, shape of :func:`padded_shape`, in FFT order.
     """
-    shape = check_shape3(F.in_shape)
+    shape, piece = check_shape3(image_shape), check_shape3(F.in_shape)
     padded = padded_shape(shape)
     weights = _check_weights(weights, trajectory)
     lags = torch.zeros(shape[0], *padded[1:], dtype=dtype.to_complex(), device=trajectory.device)
-    for sides in itertools.product((0,), *((0, 1) if n > 1 else (0,) for n in shape[1:])):
-        shift = [(n // 2 - n * side) / n for n, side in zip(shape, sides, strict=True)]
+    signs = (False, True, True)
+    for starts in itertools.product(*map(_starts, shape, piece, signs)):
+        shift = [(start + m // 2) / n for start, m, n in zip(starts, piece, shape, strict=True)]
         turns = trajectory.double() @ torch.tensor(shift, dtype=torch.float64, device=trajectory.device)
-        part = F.adjoint(torch.polar(weights, 2 * torch.pi * turns)) / math.sqrt(math.prod(shape))
-        lags[_place(shape, padded, sides)] = part[tuple(slice(side, None) for side in sides)]
+        part = F.adjoint(torch.polar(weights, turns.mul_(2 * torch.pi))) * (math.prod(piece) ** 0.5 / math.prod(shape))
+        kept = [min(m, (0 if start < 0 else n) - start) for start, m, n in zip(starts, piece, shape, strict=True)]
+        place = [slice(start % p, start % p + n) for start, p, n in zip(starts, padded, kept, strict=True)]
+        lags[tuple(place)] = part[tuple(map(slice, kept))]
     for plane in lags:
         plane.copy_(torch.fft.fft2(plane))
-    spectrum: Tensor = torch.fft.hfft(lags, n=padded[0], dim=0)
+    spectrum = torch.empty(padded, dtype=dtype, device=lags.device)
+    for rows in _slabs(padded[1], padded[0] * padded[2], lags.device, fake=False):
+        spectrum[:, rows] = torch.fft.hfft(lags[:, rows], n=padded[0], dim=0)
     return spectrum
+
+
+def kernel_piece(image_shape: Sequence[int]) -> Shape3:
+    """Return the shape of the pieces in which a kernel is made: the image, halved until it is small enough."""
+    piece = list(check_shape3(image_shape))
+    while math.prod(piece) > _MOST_IN_PIECE:
+        longest = piece.index(max(piece))
+        piece[longest] = -(-piece[longest] // 2)
+    return piece[0], piece[1], piece[2]
 
 
 def padded_shape(image_shape: Sequence[int]) -> Shape3:
@@ -143,22 +166,9 @@ def padded_shape(image_shape: Sequence[int]) -> Shape3:
     return z, y, x
 
 
-def toeplitz_pays(image_shape: Sequence[int], n_samples: int) -> bool:
-    """Say whether :class:`Toeplitz` is the faster normal: if the samples are at least 1/40 of the padded grid.
-
-    A fixed rule of the sizes, so that the same scan is always done the same way. Measured on one CPU core, radial,
-    one coil, complex64, tolerance 1e-4, as the time of a finufft pair over that of Toeplitz, against samples over
-    padded grid points: 32^3: 0.81 at 0.016, 1.24 at 0.051; 48^3: 0.65 at 0.007, 1.17 at 0.022; 64^3: 0.82 at 0.004,
-    1.58 at 0.012; 96^3: 0.83 at 0.012, 1.28 at 0.027, 3.9 at 0.08; 61 x 80 x 53: 0.85 at 0.016, 1.23 at 0.035.
-    """
-    return 40 * n_samples >= math.prod(padded_shape(check_shape3(image_shape)))
-
-
-def _place(shape: Shape3, padded: Shape3, sides: tuple[int, ...]) -> tuple[slice, ...]:
-    """Say where lags go: 0..n-1 at the start of an axis, -n+1..-1 at its end."""
-    return tuple(
-        slice(p - n + 1, None) if side else slice(0, n) for n, p, side in zip(shape, padded, sides, strict=True)
-    )
+def _starts(n: int, m: int, both_signs: bool) -> list[int]:
+    """Return the first lag of each piece of ``m`` lags: none has lags of both signs."""
+    return [*(range(1 - n, 0, m) if both_signs else ()), *range(0, n, m)]
 
 
 def _check_weights(weights: Tensor | None, trajectory: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Where k-space is sampled, and how densely: 3D radial spokes and density compensation."""
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -105,8 +104,7 @@ def density_compensation(trajectory: Tensor, image_shape: Sequence[int], *, n_it
     check_count(n_iterations, "n_iterations")
     checked = NUFFT(trajectory, shape, tolerance=1e-3)
     k, wide = checked.trajectory, check_shape3((shape[0], *(2 * n if n > 1 else 1 for n in shape[1:])))
-    F = copy.copy(checked)  # not checked again: on the wider grid small k may look like cycles per voxel
-    F.in_shape, F.trajectory = wide, k * torch.tensor([w / n for w, n in zip(wide, shape, strict=True)]).to(k)
+    F = checked.resized(wide)
     # The weights are real, so lags of one sign along z suffice: 0..n-1, which the phase brings to the center.
     turns = k[:, 0] * (shape[0] // 2 / shape[0])
     phase = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).to(torch.complex64)

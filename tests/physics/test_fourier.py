@@ -1,6 +1,7 @@
 """The exact sum, the NUFFT on each engine, and Toeplitz, against each other and against arithmetic by hand."""
 
 import gc
+import math
 import subprocess
 import sys
 import weakref
@@ -14,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from blockkit import ledger
 from blockkit.blockwise.memory import measure_peak
 from blockkit.physics import engines, fourier, toeplitz
-from blockkit.physics.fourier import NUFFT, DirectFourier
+from blockkit.physics.fourier import NUFFT, DirectFourier, toeplitz_pays
 from blockkit.physics.linop import adjoint_error
-from blockkit.physics.toeplitz import Toeplitz, padded_shape, toeplitz_kernel, toeplitz_pays
+from blockkit.physics.toeplitz import Toeplitz, padded_shape, toeplitz_kernel
 from blockkit.physics.trajectory import radial_3d
 
 SHAPES = [(11, 8, 9), (1, 16, 13), (12, 1, 7), (1, 1, 15), (2, 3, 2), (1, 1, 1), (5, 24, 6)]
@@ -355,7 +356,7 @@ def test_the_kernel_from_the_exact_sum_is_exact():
     shape = (5, 6, 3)
     trajectory, x = scattered(shape, 40), random(*shape)
     F = DirectFourier(trajectory, shape)
-    T = Toeplitz(toeplitz_kernel(F, trajectory, dtype=torch.float64), shape)
+    T = Toeplitz(toeplitz_kernel(F, trajectory, shape, dtype=torch.float64), shape)
     assert relative(T(x), F.normal(x)) < 1e-13
 
 
@@ -406,9 +407,21 @@ def test_padding_is_fast_enough_long_and_absent_for_one_voxel():
         assert 2 * n - 1 <= p <= 2.2 * n + 2
 
 
-def test_toeplitz_pays_for_many_samples_and_not_for_few():
-    assert toeplitz_pays((64, 64, 64), 1000 * 128)
-    assert not toeplitz_pays((96, 96, 96), 200 * 192)
+@pytest.mark.parametrize("most", [1, 30, 100])
+def test_the_kernel_does_not_depend_on_its_pieces(most, monkeypatch):
+    shape = (5, 8, 7)
+    F = NUFFT(scattered(shape, 40), shape, tolerance=1e-10)
+    whole = F.toeplitz().kernel
+    monkeypatch.setattr(toeplitz, "_MOST_IN_PIECE", most)
+    assert math.prod(toeplitz.kernel_piece(shape)) <= most
+    assert relative(F.toeplitz().kernel, whole) < 1e-10
+
+
+def test_toeplitz_pays_unless_the_fine_grid_is_small_and_the_samples_few():
+    assert toeplitz_pays((96, 96, 96), 20, tolerance=9e-4)
+    assert toeplitz_pays((64, 64, 64), 1000 * 128, tolerance=1e-3)
+    assert toeplitz_pays((128, 128, 128), 20, tolerance=1e-3)
+    assert not toeplitz_pays((96, 96, 96), 200 * 192, tolerance=1e-3)
 
 
 def test_adjointness_does_not_depend_on_the_number_of_threads():

@@ -284,12 +284,17 @@ def _batches(blocks: list[Block], at_once: int | None, device_type: str) -> list
     there are two at once, and a last window that would be alone has company: itself once more, with nothing kept.
     """
     if at_once is None:
-        at_once = 2 if device_type == "cpu" else 1
+        at_once = windows_at_once(device_type)
     check_count(at_once, "blocks_at_once")
     if device_type == "cpu" and at_once > 1 and len(blocks) > 1 and len(blocks) % at_once == 1:
         nothing = (slice(0, 0),) * 3
         blocks = [*blocks, Block(blocks[-1].window, nothing, nothing)]
     return [_Batch(blocks[i : i + at_once]) for i in range(0, len(blocks), at_once)]
+
+
+def windows_at_once(device_type: str) -> int:
+    """Return how many windows run together unless asked."""
+    return 2 if device_type == "cpu" else 1
 
 
 def _autocast_now(device_type: str) -> Callable[[], AbstractContextManager[object]]:

@@ -1,5 +1,6 @@
 """Resident memory of this process, sampled while something runs, and the memory that is free."""
 
+import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -50,6 +51,13 @@ def resident() -> int | None:
     except OSError:
         return None
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def give_back_heap() -> None:
+    """Make the C library return freed memory to the system, where it can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -28,9 +28,11 @@ def everything_restored() -> Iterator[None]:
         _containers(vars(holder), containers)
     random = torch.get_rng_state()
     cuda_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    torch.clear_autocast_cache()  # of a surrounding autocast: the trial is not to see real copies of weights, ...
     try:
         yield
     finally:
+        torch.clear_autocast_cache()  # ... nor what comes after it the trial's
         for place, content in containers.values():
             _put_back(place, content)
         for tensor, old in data:

@@ -5,35 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-import torch
 from torch import nn
 
-from blockkit.blockwise.blocks import cut_blocks
-from blockkit.blockwise.memory import Peak, predict
+from blockkit.blockwise.memory import Peak
 from blockkit.blockwise.reach import reach
 from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3, check_count, check_number, check_shape3
-from blockkit.ledger import part
-from blockkit.mbdl.data_consistency import DataTerm
-from blockkit.mbdl.loss import training_loss
-from blockkit.mbdl.optimizer import KernelOptimizer
+from blockkit.mbdl.footprint import PARTS, Case, blocks_of, predict_run, scratch_rate
 from blockkit.mbdl.unrolled import UnrolledNetwork
-from blockkit.physics.fourier import Toeplitz
-from blockkit.physics.maps import InterpolatedMaps
-from blockkit.physics.sense import Encoding
-from blockkit.physics.toeplitz import padded_shape
 
 GIB = 2**30
 LEAST_BLOCK = 16  # voxels on a side: below, a network computes little but halo
-MAP_SPACING = 8  # voxels between the values of interpolated maps, in a plan
-PARTS = {
-    "weights": "weights, gradients, optimizer state",
-    "images": "images of the unrolls, right-hand side, reference",
-    "windows": "one batch of windows with its activations",
-    "maps": "coil maps",
-    "kspace": "k-space, trajectory, density compensation",
-    "nufft": "NUFFT workspace, Toeplitz kernel, the coil under way",
-}
 
 
 @dataclass(frozen=True)
@@ -73,18 +55,6 @@ class Plan:
         return "\n".join([head, *rows, total])
 
 
-@dataclass(frozen=True)
-class Case:
-    """What a step is to be traced on: sizes, and where things are kept."""
-
-    image_shape: Shape3
-    n_coils: int
-    n_samples: int
-    training: bool = True
-    interpolated_maps: bool = False
-    coils_at_once: int = 1
-
-
 def plan(
     image_shape: Sequence[int],
     *,
@@ -96,13 +66,15 @@ def plan(
     training: bool = True,
     offload: str | None = None,
     interpolated_maps: bool = False,
+    calibrate: bool = False,
 ) -> Plan:
     """Find the largest block with which a run fits into a budget, and say what the bytes are for.
 
     Counted is everything alive at the peak: the scan, the operator, the model with gradients and the state of
     :func:`~blockkit.mbdl.training.fit`'s optimizer, and all that the step takes. It comes from a trace of the very
-    step, in complex64 and float32, one coil at a time. Not counted: Python and its libraries, scratch that kernels
-    take for themselves, the reading of files, and the preparation of the scan (density compensation, bound of L).
+    step, in complex64 and float32, one coil at a time. Not counted: Python and its libraries, the reading of files, and
+    the preparation of the scan (density compensation, bound of L); and, unless ``calibrate``, scratch that kernels take
+    for themselves: then the plan is the same on every machine.
 
     Parameters
     ----------
@@ -120,6 +92,8 @@ def plan(
         As in :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`.
     interpolated_maps
         Whether the maps are :class:`~blockkit.physics.maps.InterpolatedMaps`, one value every 8 voxels.
+    calibrate
+        Run one batch of small windows here, and count the scratch that it takes, scaled to the windows.
 
     Returns
     -------
@@ -137,12 +111,13 @@ def plan(
     >>> from blockkit.mbdl.networks import ResidualCNN
     >>> sizes = {"n_coils": 8, "n_samples": 9_000_000, "n_unrolls": 6}
     >>> plan((300, 200, 300), network=ResidualCNN(32, 5), budget_gib=8, **sizes).block_shape
-    (75, 100, 100)
+    (100, 100, 100)
     """
     shape, budget = check_shape3(image_shape), check_number(budget_gib, "budget_gib") * GIB
     coils, samples = check_count(n_coils, "n_coils"), check_count(n_samples, "n_samples")
-    case = Case(shape, coils, samples, training, interpolated_maps)
     model = UnrolledNetwork(network, n_unrolls, offload=offload)
+    rate = scratch_rate(network, model.step_size.device, training=training) if calibrate else 0.0
+    case = Case(shape, coils, samples, training, interpolated_maps, scratch_rate=rate)
     block, peak = largest_block(model, case, budget)
     if peak.bytes > budget:
         raise ValueError(_what_is_missing(peak, block, budget, model, case))
@@ -187,53 +162,6 @@ def candidates(image_shape: Shape3, stride: Shape3) -> list[Shape3]:
             found.append((block[0], block[1], block[2]))
 
 
-def predict_run(model: UnrolledNetwork, case: Case) -> Peak:
-    """Return the peak of a training step or a reconstruction and its parts, from a trace: everything, from nothing."""
-    n_weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    peak = predict(_run, model, case)
-    peak.bytes += n_weights
-    parts = {**peak.parts, "weights": peak.parts.get("weights", 0) + n_weights}
-    peak.parts = {name: parts[name] for name in (*PARTS, *parts) if parts.get(name)}
-    return peak
-
-
-def _run(model: UnrolledNetwork, case: Case) -> None:
-    """Make a scan of zeros and go through one step: on fake tensors, nothing is computed."""
-    shape, few = case.image_shape, tuple(max(3, -(-n // MAP_SPACING)) for n in case.image_shape)
-    with part("maps"):
-        values = torch.zeros(case.n_coils, *(few if case.interpolated_maps else shape), dtype=torch.complex64)
-        maps = InterpolatedMaps(values, shape) if case.interpolated_maps else values
-    with part("kspace"):
-        _kspace = torch.zeros(case.n_coils, case.n_samples, dtype=torch.complex64)  # alive, as a scan's is
-        trajectory, weights = torch.zeros(case.n_samples, 3), torch.zeros(case.n_samples)
-    with part("nufft"):
-        A = Encoding(trajectory, maps, coils_at_once=case.coils_at_once, weights=weights)
-        if A.normal_kind == "toeplitz":
-            vars(A)["toeplitz"] = Toeplitz(torch.zeros(padded_shape(shape)), shape)
-    with part("images"):
-        b, start = (torch.zeros(shape, dtype=torch.complex64) for _ in range(2))
-        data = DataTerm(lambda x: A.normal(x).div_(1.0), b, start, torch.ones(()))
-        if case.training:
-            _train(model, data, torch.zeros(shape, dtype=torch.complex64))
-        else:
-            with torch.no_grad():
-                model.unroll(data)
-
-
-def _train(model: UnrolledNetwork, data: DataTerm, reference: torch.Tensor) -> None:
-    """Take the second step of a training run: the optimizer has its state from the first."""
-    with part("weights"):
-        optimizer = KernelOptimizer(model.parameters(), 1e-3, lambda _: 1.0)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        optimizer.step()
-    model.zero_grad(set_to_none=True)
-    training_loss(model, data, reference)[0].backward()  # type: ignore[no-untyped-call]
-    with part("weights"):
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-
 def _with_block(model: UnrolledNetwork, block: Shape3, case: Case) -> Peak:
     model = copy.copy(model)
     model.block_shape = block
@@ -241,10 +169,9 @@ def _with_block(model: UnrolledNetwork, block: Shape3, case: Case) -> Peak:
 
 
 def _report(found: Peak, block: Shape3, network: nn.Module, case: Case, budget: float) -> Plan:
-    seen = reach(network, n_channels=2)
-    z, y, x = (round_up(n, s) for n, s in zip(case.image_shape, seen.stride, strict=True))
-    blocks = cut_blocks((z, y, x), block, seen.halo, seen.stride)
-    computed = sum(prod(side.stop - side.start for side in cut.window) for cut in blocks) / (z * y * x)
+    blocks = blocks_of(network, case.image_shape, block)
+    whole = prod(side.stop for side in blocks[-1].place)
+    computed = sum(prod(side.stop - side.start for side in cut.window) for cut in blocks) / whole
     work = computed * 4 / 3 if case.training else computed
     return Plan(block, len(blocks), found.bytes, found.parts, work, budget / GIB)
 

@@ -4,7 +4,8 @@ from math import prod
 
 from blockkit.blockwise.resident import free_bytes
 from blockkit.data.scan import Scan
-from blockkit.mbdl.planner import GIB, Case, largest_block, predict_run
+from blockkit.mbdl.footprint import Case, predict_run, scratch_rate
+from blockkit.mbdl.planner import GIB, largest_block
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
 TENSORS_A_CHANNEL = 16  # of 4 bytes, that naive backprop keeps at most for an output channel of a kernel, in a voxel
@@ -13,8 +14,8 @@ TENSORS_A_CHANNEL = 16  # of 4 bytes, that naive backprop keeps at most for an o
 def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: str) -> None:
     """Raise if a training step or a reconstruction takes more memory than is free on the model's device.
 
-    What it takes comes from a trace, without what is loaded already: the scan and the weights. A kernel's own scratch
-    is not in it, so passing is no promise.
+    What it takes comes from a trace, without what is loaded already, the scan and the weights, and with the scratch of
+    kernels, measured on a batch of small windows.
 
     Parameters
     ----------
@@ -34,7 +35,8 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
     free = free_bytes(device)
     if free is None or prod(scan.image_shape) * _most_bytes_a_voxel(model) < free:
         return  # no need of a trace, which takes seconds
-    case = Case(scan.image_shape, scan.n_coils, scan.kspace.shape[1], training)
+    rate = scratch_rate(model.regularizers[0], device, training=training)
+    case = Case(scan.image_shape, scan.n_coils, scan.kspace.shape[1], training, scratch_rate=rate)
     loaded = _loaded(model, case)
     needed = predict_run(model, case).bytes - loaded
     if needed <= free:

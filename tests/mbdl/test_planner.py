@@ -9,9 +9,10 @@ from torch import nn
 from blockkit.blockwise.memory import measure_peak
 from blockkit.blockwise.resident import free_bytes
 from blockkit.data.scan import simulate_scan
-from blockkit.mbdl import planner, room
+from blockkit.mbdl import footprint, planner, room
+from blockkit.mbdl.footprint import PARTS, Case, predict_run, run_from_nothing
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.planner import PARTS, Case, _run, candidates, plan, predict_run
+from blockkit.mbdl.planner import candidates, plan
 from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
@@ -31,6 +32,8 @@ CASES = {
     "small maps": Case((24, 20, 30), 5, 900, interpolated_maps=True),
     "reconstruction": Case((24, 28, 22), 4, 900, training=False),
     "one slice": Case((1, 40, 36), 3, 2000),
+    "double precision": Case((24, 20, 22), 2, 900, dtype=torch.complex128),
+    "NUFFT normal": Case((22, 26, 18), 3, 900, normal="nufft", tolerance=1e-3),
 }
 
 
@@ -41,11 +44,12 @@ CASES = {
 def test_the_prediction_is_the_counted_peak_to_the_byte(of_model, of_case, n_unrolls):
     case = CASES[of_case]
     model = UnrolledNetwork(ResidualCNN(5, 3), n_unrolls, **MODELS[of_model])
+    model = model.double() if case.dtype == torch.complex128 else model
     predicted = predict_run(model, case)
     assert all(p.grad is None for p in model.parameters())
     weights = sum(p.nbytes for p in model.parameters())
     with measure_peak() as counted:
-        _run(model, case)
+        run_from_nothing(model, case)
     assert abs(predicted.bytes - counted.bytes - weights) <= NUMBERS
     assert sum(predicted.parts.values()) == predicted.bytes
     counted.parts["weights"] = counted.parts.get("weights", 0) + weights
@@ -53,6 +57,38 @@ def test_the_prediction_is_the_counted_peak_to_the_byte(of_model, of_case, n_unr
         assert abs(predicted.parts.get(name, 0) - counted.parts.get(name, 0)) <= NUMBERS, name
     assert set(predicted.parts) <= set(PARTS) | {"other"}
     assert predicted.parts.get("other", 0) < 1000
+
+
+@pytest.mark.filterwarnings("ignore:.*trajectory")
+@pytest.mark.parametrize("of_model", MODELS)
+def test_the_prediction_is_the_counted_peak_in_half_precision(of_model):
+    model, case = UnrolledNetwork(ResidualCNN(5, 3), 2, **MODELS[of_model]), CASES["few coils"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predicted = predict_run(model, case)
+        with measure_peak() as counted:
+            run_from_nothing(model, case)
+    weights = sum(p.nbytes for p in model.parameters())
+    assert abs(predicted.bytes - counted.bytes - weights) <= NUMBERS
+    full = predict_run(model, case)
+    assert predicted.parts["windows" if "windows" in full.parts else "images"] < full.bytes
+
+
+def test_calibration_adds_what_the_kernels_take_for_themselves():
+    rate = footprint.scratch_rate(ResidualCNN(8, 4), torch.device("cpu"), training=True)
+    assert 0 <= rate < 2000
+    sizes = {**SIZES, "network": ResidualCNN(8, 4), "budget_gib": 0.5}
+    counted, calibrated = plan((61, 50, 70), **sizes), plan((61, 50, 70), calibrate=True, **sizes)
+    assert "scratch" not in counted.parts
+    assert calibrated.n_bytes <= 0.5 * 2**30
+    assert sum(calibrated.parts.values()) == calibrated.n_bytes
+
+
+def test_calibration_leaves_gradients_alone():
+    network = ResidualCNN(4, 3)
+    network(torch.ones(1, 2, 6, 6, 6)).sum().backward()
+    before = [p.grad.clone() for p in network.parameters()]
+    footprint.scratch_rate(network, torch.device("cpu"), training=True)
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(network.parameters(), before, strict=True))
 
 
 SIZES = {"n_coils": 6, "n_samples": 20_000, "n_unrolls": 4}

@@ -1,0 +1,144 @@
+"""What a training step or a reconstruction takes, from a trace: everything from nothing, by part."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import nn
+
+from blockkit.blockwise.blocks import Block, cut_blocks, windows_at_once
+from blockkit.blockwise.memory import Peak, measure_peak, predict
+from blockkit.blockwise.reach import reach
+from blockkit.blockwise.resident import give_back_heap
+from blockkit.blockwise.together import round_up
+from blockkit.checks import Shape3
+from blockkit.ledger import part
+from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.loss import training_loss
+from blockkit.mbdl.optimizer import KernelOptimizer
+from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.physics.fourier import Toeplitz
+from blockkit.physics.maps import InterpolatedMaps
+from blockkit.physics.sense import Encoding
+from blockkit.physics.toeplitz import padded_shape
+
+MAP_SPACING = 8  # voxels between the values of interpolated maps
+CALIBRATED = 40  # voxels on a side of the windows that are run
+PLAN_BYTES = 20  # that finufft's plan keeps for a sample between calls
+PARTS = {
+    "weights": "weights, gradients, optimizer state",
+    "images": "images of the unrolls, right-hand side, reference",
+    "windows": "one batch of windows with its activations",
+    "maps": "coil maps",
+    "kspace": "k-space, trajectory, density compensation",
+    "nufft": "NUFFT workspace, Toeplitz kernel, the coil under way",
+    "scratch": "what the convolutions take for themselves, calibrated",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a step is to be traced on: sizes, and where things are kept."""
+
+    image_shape: Shape3
+    n_coils: int
+    n_samples: int
+    training: bool = True
+    interpolated_maps: bool = False
+    coils_at_once: int = 1
+    tolerance: float = 1e-4
+    normal: str = "auto"
+    dtype: torch.dtype = torch.complex64
+    scratch_rate: float = 0.0
+    """Bytes a voxel of the windows that kernels take for themselves, from :func:`scratch_rate`."""
+
+
+def predict_run(model: UnrolledNetwork, case: Case) -> Peak:
+    """Return the peak of a training step or a reconstruction and its parts, from a trace: everything, from nothing."""
+    n_weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    peak = predict(run_from_nothing, model, case)
+    parts = {**peak.parts, "weights": peak.parts.get("weights", 0) + n_weights}
+    parts["scratch"] = int(case.scratch_rate * _voxels_at_once(model, case))
+    peak.bytes += n_weights + parts["scratch"]
+    peak.parts = {name: parts[name] for name in (*PARTS, *parts) if parts.get(name)}
+    return peak
+
+
+def blocks_of(network: nn.Module, image_shape: Shape3, block_shape: Shape3) -> list[Block]:
+    """Return the blocks into which an unroll cuts the image, padded to the network's stride."""
+    seen = reach(network, n_channels=2)
+    z, y, x = (round_up(n, s) for n, s in zip(image_shape, seen.stride, strict=True))
+    return cut_blocks((z, y, x), block_shape, seen.halo, seen.stride)
+
+
+def _voxels_at_once(model: UnrolledNetwork, case: Case) -> int:
+    """Return the voxels of the windows that run together."""
+    if model.block_shape is None:
+        return prod(case.image_shape)
+    blocks = blocks_of(model.regularizers[0], case.image_shape, model.block_shape)
+    n_voxels: int = prod(side.stop - side.start for side in blocks[0].window)
+    return n_voxels * min(len(blocks), windows_at_once(model.step_size.device.type))
+
+
+def scratch_rate(network: nn.Module, device: torch.device, *, training: bool) -> float:
+    """Return the bytes a voxel that kernels take for themselves: measured by running one batch of small windows.
+
+    It is what the process grows by (on CUDA, what the allocator gives out), less the tensors that are counted.
+    """
+    stride = reach(network, n_channels=2).stride
+    shape = (windows_at_once(device.type), 2, *(round_up(CALIBRATED, s) for s in stride))
+    grads = [parameter.grad for parameter in network.parameters()]
+    beyond = 0
+    for _ in range(2):  # the first time, libraries load
+        network.zero_grad(set_to_none=True)
+        give_back_heap()
+        with torch.set_grad_enabled(training), measure_peak() as peak:
+            y = network(torch.zeros(shape, device=device, requires_grad=training))
+            if training:
+                y.sum().backward()
+            del y
+        grown = peak.cuda_bytes if device.type == "cuda" else peak.resident_bytes
+        beyond = max(0, (grown or 0) - peak.bytes)
+    for parameter, grad in zip(network.parameters(), grads, strict=True):
+        parameter.grad = grad
+    return beyond / (prod(shape) / 2)
+
+
+def run_from_nothing(model: UnrolledNetwork, case: Case) -> None:
+    """Make a scan of zeros and go through one step: on fake tensors, nothing is computed."""
+    shape, few = case.image_shape, tuple(max(3, -(-n // MAP_SPACING)) for n in case.image_shape)
+    with part("maps"):
+        values = torch.zeros(case.n_coils, *(few if case.interpolated_maps else shape), dtype=case.dtype)
+        maps = InterpolatedMaps(values, shape) if case.interpolated_maps else values
+    with part("kspace"):
+        _kspace = torch.zeros(case.n_coils, case.n_samples, dtype=case.dtype)  # alive, as a scan's is
+        trajectory, weights = torch.zeros(case.n_samples, 3), torch.zeros(case.n_samples)
+    with part("nufft"):
+        how = {"normal": case.normal, "tolerance": case.tolerance, "coils_at_once": case.coils_at_once}
+        A = Encoding(trajectory, maps, weights=weights, **how)  # type: ignore[arg-type]
+        if A.normal_kind == "toeplitz":
+            vars(A)["toeplitz"] = Toeplitz(torch.zeros(padded_shape(shape)), shape)
+        else:
+            _plan = torch.zeros(PLAN_BYTES, case.n_samples, dtype=torch.uint8)  # kept between calls
+    with part("images"):
+        b, start = (torch.zeros(shape, dtype=case.dtype) for _ in range(2))
+        data = DataTerm(lambda x: A.normal(x).div_(1.0), b, start, torch.ones((), dtype=case.dtype.to_real()))
+        if case.training:
+            _train(model, data, torch.zeros(shape, dtype=case.dtype))
+        else:
+            with torch.no_grad():
+                model.unroll(data)
+
+
+def _train(model: UnrolledNetwork, data: DataTerm, reference: torch.Tensor) -> None:
+    """Take the second step of a training run: the optimizer has its state from the first."""
+    with part("weights"):
+        optimizer = KernelOptimizer(model.parameters(), 1e-3, lambda _: 1.0)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    training_loss(model, data, reference)[0].backward()  # type: ignore[no-untyped-call]
+    with part("weights"):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()

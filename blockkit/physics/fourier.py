@@ -242,10 +242,10 @@ def toeplitz_pays(image_shape: Sequence[int], n_samples: int, tolerance: float =
     A fixed rule of the sizes, so that the same scan is always done the same way. Below a tolerance of 1e-3 the NUFFT
     needs a fine grid as large as the padded one and fills all of it, which takes longer whatever the samples. From
     1e-3 on its grid is 1.25 x the image on each axis; then it pays to pad if the grid is large (2^23 points), where
-    memory is what takes time, or if the samples are at least 1/40 of it. ``benchmarks/nufft.py`` measures it.
+    memory is what takes time, or if the samples are at least 1/100 of it. ``benchmarks/nufft.py`` measures it.
     """
     n_padded = math.prod(padded_shape(check_shape3(image_shape)))
-    return oversampling(torch.complex64, tolerance) == 2 or n_padded >= 2**23 or 40 * n_samples >= n_padded
+    return oversampling(torch.complex64, tolerance) == 2 or n_padded >= 2**23 or 100 * n_samples >= n_padded
 
 
 def check_coils(value: Tensor, shape: tuple[int, ...], name: str, device: torch.device) -> None:

@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow accept tour train clean distclean
+.PHONY: help setup lab test check slow accept tour bench paper train clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -27,6 +27,8 @@ help:
 	@echo 'make slow       only the slow tests'
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
+	@echo 'make bench      the benchmarks but the next two: tables in benchmarks/results/, about an hour'
+	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
 	@echo 'make train      train the weights file that comes with blockkit anew'
 	@echo 'make clean      delete caches;  make distclean: also $(VENV) and build/, with the state of a training run'
 
@@ -69,6 +71,12 @@ accept: setup
 
 tour: setup
 	$(PY) tools/tour.py
+
+bench: setup
+	@for one in memory plans nufft methods peers gpu; do $(PY) benchmarks/$$one.py || exit 1; done
+
+paper: setup
+	$(PY) benchmarks/paper_size.py
 
 train: setup
 	$(PY) tools/train_shipped.py

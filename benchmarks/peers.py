@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from common import ROOT, machine
@@ -41,10 +42,9 @@ class ByPeer(bk.UnrolledNetwork):
 def deepinv_ways() -> dict[str, Run]:
     """Return what deepinv offers. Only its tiling is used, so that torchvision need not have its compiled part."""
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-    from deepinv.distributed import DistributedContext
-    from deepinv.distributed.framework import DistributedProcessing
-
-    context = DistributedContext(device_mode="cpu").__enter__()
+    distributed = import_module("deepinv.distributed")
+    tiling = import_module("deepinv.distributed.framework").DistributedProcessing
+    context = distributed.DistributedContext(device_mode="cpu").__enter__()
 
     def tiled(**options: object) -> Run:
         known: dict[nn.Module, nn.Module] = {}
@@ -52,7 +52,7 @@ def deepinv_ways() -> dict[str, Run]:
 
         def run(network: nn.Module, x: Tensor) -> Tensor:
             if network not in known:
-                known[network] = DistributedProcessing(context, network, strategy_kwargs={**tiles}, **options)
+                known[network] = tiling(context, network, strategy_kwargs={**tiles}, **options)
             return known[network](x)
 
         return run
@@ -65,7 +65,7 @@ def deepinv_ways() -> dict[str, Run]:
 
 def monai_ways() -> dict[str, Run]:
     """Return what MONAI offers."""
-    from monai.inferers import sliding_window_inference
+    sliding_window_inference = import_module("monai.inferers").sliding_window_inference
 
     def kept(network: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda windows: checkpoint(network, windows, use_reentrant=False)

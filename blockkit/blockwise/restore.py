@@ -21,8 +21,9 @@ def everything_restored() -> Iterator[None]:
     """
     tensors, holders = _live_objects()
     grads = [(tensor, tensor.grad, tensor.requires_grad) for tensor in tensors if tensor.is_leaf]
-    data = [(tensor, tensor.detach()) for tensor in tensors if tensor.is_leaf and not is_lazy(tensor)]
-    versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
+    made = [tensor for tensor in tensors if not is_lazy(tensor)]
+    data = [(tensor, tensor.detach()) for tensor in made if tensor.is_leaf]
+    versions = [(tensor, tensor._version) for tensor in made if not tensor.is_inference()]
     containers: dict[int, tuple[Any, Any]] = {}
     for holder in holders:
         _containers(vars(holder), containers)

@@ -23,7 +23,8 @@ from blockkit.physics.sense import Encoding
 from blockkit.physics.toeplitz import padded_shape
 
 MAP_SPACING = 8  # voxels between the values of interpolated maps
-CALIBRATED = 40  # voxels on a side of the windows that are run
+CALIBRATED = (40, 24, 16)  # voxels on a side of the windows that are run
+MOST_CALIBRATING = 2**28  # bytes
 PLAN_BYTES = 20  # that finufft's plan keeps for a sample between calls
 PARTS = {
     "weights": "weights, gradients, optimizer state",
@@ -83,25 +84,37 @@ def _voxels_at_once(model: UnrolledNetwork, case: Case) -> int:
 def scratch_rate(network: nn.Module, device: torch.device, *, training: bool) -> float:
     """Return the bytes a voxel that kernels take for themselves: measured by running one batch of small windows.
 
-    It is what the process grows by (on CUDA, what the allocator gives out), less the tensors that are counted.
+    It is what the process grows by (on CUDA, what the allocator gives out), less the tensors that are counted. The
+    windows are as large as :data:`MOST_CALIBRATING` bytes allow, which a trace tells beforehand; 0 if none are.
     """
     stride = reach(network, n_channels=2).stride
-    shape = (windows_at_once(device.type), 2, *(round_up(CALIBRATED, s) for s in stride))
-    grads = [parameter.grad for parameter in network.parameters()]
-    beyond = 0
-    for _ in range(2):  # the first time, libraries load
+    for side in CALIBRATED:
+        shape = (windows_at_once(device.type), 2, *(round_up(side, s) for s in stride))
+        if predict(_run_windows, network, shape, device, training).bytes <= MOST_CALIBRATING:
+            return _beyond_tensors(network, shape, device, training) / (prod(shape) / 2)
+    return 0.0
+
+
+def _run_windows(network: nn.Module, shape: tuple[int, ...], device: torch.device, training: bool) -> None:
+    with torch.set_grad_enabled(training):
+        y = network(torch.zeros(shape, device=device, requires_grad=training))
+        if training:
+            y.sum().backward()
+
+
+def _beyond_tensors(network: nn.Module, shape: tuple[int, ...], device: torch.device, training: bool) -> int:
+    """Run twice, and return the growth of the second time that no tensor explains: the first time, libraries load."""
+    grads, beyond = [parameter.grad for parameter in network.parameters()], 0
+    for _ in range(2):
         network.zero_grad(set_to_none=True)
         give_back_heap()
-        with torch.set_grad_enabled(training), measure_peak() as peak:
-            y = network(torch.zeros(shape, device=device, requires_grad=training))
-            if training:
-                y.sum().backward()
-            del y
+        with measure_peak() as peak:
+            _run_windows(network, shape, device, training)
         grown = peak.cuda_bytes if device.type == "cuda" else peak.resident_bytes
         beyond = max(0, (grown or 0) - peak.bytes)
     for parameter, grad in zip(network.parameters(), grads, strict=True):
         parameter.grad = grad
-    return beyond / (prod(shape) / 2)
+    return beyond
 
 
 def run_from_nothing(model: UnrolledNetwork, case: Case) -> None:

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -516,3 +517,17 @@ def test_a_few_rounds_stand_for_all_only_when_nothing_is_computed(n_rounds):
     predict_peak(lambda: rounds(torch.zeros(3)))
     assert seen[0] == list(range(n_rounds))
     assert seen[1] == (list(range(n_rounds)) if n_rounds <= 3 else [0, 1, n_rounds - 1])
+
+
+def test_a_lazy_module_somewhere_else_is_no_hindrance():
+    waiting = nn.LazyConv3d(3, 3)
+    assert predict_peak(lambda: torch.zeros(1000) + 1) == 8000
+    assert isinstance(waiting.weight, nn.UninitializedParameter)
+
+
+def test_an_autocast_around_it_does_not_go_on_with_the_trials_weights():
+    network, x = nn.Conv3d(2, 2, 3), torch.zeros(1, 2, 6, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(x)
+        assert predict_peak(lambda: network(x)) > 0
+        assert not isinstance(network(x), FakeTensor)

@@ -83,6 +83,17 @@ def test_calibration_adds_what_the_kernels_take_for_themselves():
     assert sum(calibrated.parts.values()) == calibrated.n_bytes
 
 
+def test_calibration_itself_takes_little(monkeypatch):
+    network, cpu = ResidualCNN(64, 3), torch.device("cpu")
+    with measure_peak() as peak:
+        footprint.scratch_rate(network, cpu, training=True)
+    assert 2**20 < peak.bytes <= footprint.MOST_CALIBRATING
+    monkeypatch.setattr(footprint, "MOST_CALIBRATING", 2**20)
+    with measure_peak() as peak:
+        assert footprint.scratch_rate(network, cpu, training=True) == 0
+    assert peak.bytes == 0
+
+
 def test_calibration_leaves_gradients_alone():
     network = ResidualCNN(4, 3)
     network(torch.ones(1, 2, 6, 6, 6)).sum().backward()

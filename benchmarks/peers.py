@@ -39,11 +39,16 @@ class ByPeer(bk.UnrolledNetwork):
         return torch.view_as_complex(y.movedim(0, -1).contiguous())
 
 
+def installed(peer: str, module: str) -> types.ModuleType:
+    """Import a module of a peer: there only in the peer's environment."""
+    return import_module(f"{peer}.{module}")
+
+
 def deepinv_ways() -> dict[str, Run]:
     """Return what deepinv offers. Only its tiling is used, so that torchvision need not have its compiled part."""
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-    distributed = import_module("deepinv.distributed")
-    tiling = import_module("deepinv.distributed.framework").DistributedProcessing
+    distributed = installed("deepinv", "distributed")
+    tiling = installed("deepinv", "distributed.framework").DistributedProcessing
     context = distributed.DistributedContext(device_mode="cpu").__enter__()
 
     def tiled(**options: object) -> Run:
@@ -65,7 +70,7 @@ def deepinv_ways() -> dict[str, Run]:
 
 def monai_ways() -> dict[str, Run]:
     """Return what MONAI offers."""
-    sliding_window_inference = import_module("monai.inferers").sliding_window_inference
+    sliding_window_inference = installed("monai", "inferers").sliding_window_inference
 
     def kept(network: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda windows: checkpoint(network, windows, use_reentrant=False)

@@ -1,5 +1,6 @@
 """What a training step or a reconstruction takes, from a trace: everything from nothing, by part."""
 
+import copy
 from dataclasses import dataclass
 from math import prod
 
@@ -85,35 +86,46 @@ def scratch_rate(network: nn.Module, device: torch.device, *, training: bool) ->
     """Return the bytes a voxel that kernels take for themselves: measured by running one batch of small windows.
 
     It is what the process grows by (on CUDA, what the allocator gives out), less the tensors that are counted. The
-    windows are as large as :data:`MOST_CALIBRATING` bytes allow, which a trace tells beforehand; 0 if none are.
+    windows are as large as :data:`MOST_CALIBRATING` bytes allow, which a trace tells beforehand; 0 if none are. What
+    runs is a copy of ``network``.
     """
-    stride = reach(network, n_channels=2).stride
+    network, stride = copy.deepcopy(network), _stride(network)
+    kinds = [p.dtype.to_real() for p in network.parameters() if p.is_floating_point() or p.is_complex()]
     for side in CALIBRATED:
         shape = (windows_at_once(device.type), 2, *(round_up(side, s) for s in stride))
-        if predict(_run_windows, network, shape, device, training).bytes <= MOST_CALIBRATING:
-            return _beyond_tensors(network, shape, device, training) / (prod(shape) / 2)
+        windows = torch.zeros(shape, dtype=kinds[0] if kinds else torch.float32, device=device, requires_grad=training)
+        if predict(_run_windows, network, windows).bytes <= MOST_CALIBRATING:
+            return _beyond_tensors(network, windows) / (prod(shape) / 2)
     return 0.0
 
 
-def _run_windows(network: nn.Module, shape: tuple[int, ...], device: torch.device, training: bool) -> None:
-    with torch.set_grad_enabled(training):
-        y = network(torch.zeros(shape, device=device, requires_grad=training))
-        if training:
+def _stride(network: nn.Module) -> tuple[int, int, int]:
+    """Return the network's stride, or 1 if it has none since it cannot run in blocks."""
+    try:
+        return reach(network, n_channels=2).stride
+    except ValueError:
+        return 1, 1, 1
+
+
+def _run_windows(network: nn.Module, windows: torch.Tensor) -> None:
+    with torch.set_grad_enabled(windows.requires_grad):
+        y = network(windows)
+        if windows.requires_grad:
             y.sum().backward()
 
 
-def _beyond_tensors(network: nn.Module, shape: tuple[int, ...], device: torch.device, training: bool) -> int:
+def _beyond_tensors(network: nn.Module, windows: torch.Tensor) -> int:
     """Run twice, and return the growth of the second time that no tensor explains: the first time, libraries load."""
-    grads, beyond = [parameter.grad for parameter in network.parameters()], 0
-    for _ in range(2):
-        network.zero_grad(set_to_none=True)
-        give_back_heap()
-        with measure_peak() as peak:
-            _run_windows(network, shape, device, training)
-        grown = peak.cuda_bytes if device.type == "cuda" else peak.resident_bytes
-        beyond = max(0, (grown or 0) - peak.bytes)
-    for parameter, grad in zip(network.parameters(), grads, strict=True):
-        parameter.grad = grad
+    devices, beyond = [windows.device] if windows.device.type == "cuda" else [], 0
+    with torch.random.fork_rng(devices):
+        for _ in range(2):
+            network.zero_grad(set_to_none=True)
+            windows.grad = None
+            give_back_heap()
+            with measure_peak() as peak:
+                _run_windows(network, windows)
+            grown = peak.cuda_bytes if devices else peak.resident_bytes
+            beyond = max(0, (grown or 0) - peak.bytes)
     return beyond
 
 

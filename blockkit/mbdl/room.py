@@ -2,6 +2,8 @@
 
 from math import prod
 
+import torch
+
 from blockkit.blockwise.resident import free_bytes
 from blockkit.data.scan import Scan
 from blockkit.mbdl.footprint import Case, predict_run, scratch_rate
@@ -35,7 +37,7 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
     free = free_bytes(device)
     if free is None or prod(scan.image_shape) * _most_bytes_a_voxel(model) < free:
         return  # no need of a trace, which takes seconds
-    rate = scratch_rate(model.regularizers[0], device, training=training)
+    rate = _scratch_rate(model, device, training=training)
     case = Case(scan.image_shape, scan.n_coils, scan.kspace.shape[1], training, scratch_rate=rate)
     loaded = _loaded(model, case)
     needed = predict_run(model, case).bytes - loaded
@@ -47,6 +49,13 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
         f"{what} by {blocks} takes {needed / GIB:.3g} GiB beside scan and weights, and {free / GIB:.3g} GiB are free "
         f"on {device}. {_what_would_fit(model, case, free + loaded)}To start all the same: {unless}."
     )
+
+
+def _scratch_rate(model: UnrolledNetwork, device: torch.device, *, training: bool) -> float:
+    try:
+        return scratch_rate(model.regularizers[0], device, training=training)
+    except (RuntimeError, ValueError):  # a network that wants volumes of another size: its own run will tell
+        return 0.0
 
 
 def _most_bytes_a_voxel(model: UnrolledNetwork) -> int:

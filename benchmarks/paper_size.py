@@ -66,6 +66,7 @@ class Setting:
 SETTINGS = {
     "small": Setting(SMALL, (75, 50, 75), limit_gib=6),
     "small lean": Setting(SMALL, (75, 67, 75), lean=True, n_unrolls=2, limit_gib=4),
+    "small lean, Toeplitz": Setting(SMALL, (75, 67, 75), lean=True, normal="toeplitz", n_unrolls=1, limit_gib=4),
     "large lean": Setting(LARGE, (113, 100, 113), lean=True, n_unrolls=2, limit_gib=12),
 }
 
@@ -192,7 +193,7 @@ def main(names: list[str]) -> None:
         "",
         f"`python benchmarks/paper_size.py`, {machine()}; {N_COILS} coils, {N_SPOKES:,} spokes x {N_READOUT} samples, "
         "ResidualCNN(32, 5). GiB = 2^30 bytes. Resident: anonymous memory of the process, less that after the imports. "
-        'Lean: `offload="disk"` and interpolated maps. A^H A by finufft at upsampfac 1.25. '
+        'Lean: `offload="disk"` and interpolated maps. A^H A by finufft at upsampfac 1.25, unless it says Toeplitz. '
         "A dash: the run was halted for a while in between, so its time says nothing.",
         "",
         "| case | image | block | unrolls | naive, predicted GiB | predicted GiB | resident GiB | difference | "

@@ -27,7 +27,7 @@ help:
 	@echo 'make slow       only the slow tests'
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
-	@echo 'make bench      the benchmarks but the next two: tables in benchmarks/results/, about an hour'
+	@echo 'make bench      memory, plans, NUFFT, ways to run a step, peers: tables in benchmarks/results/, half an hour'
 	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
 	@echo 'make train      train the weights file that comes with blockkit anew'
 	@echo 'make clean      delete caches;  make distclean: also $(VENV) and build/, with the state of a training run'

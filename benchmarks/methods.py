@@ -3,7 +3,7 @@
 Naive backprop; PyTorch's checkpoint around each unroll; slicing, checkpointing and assigning block by block; blockkit.
 Against block size, unrolls and coils. Then the time of the regularizer alone at 128^3, block-wise over naive, beside
 the work that it must do; and what half precision costs the shipped model. Prints tables as they come and writes them to
-benchmarks/results/methods.md. Takes about fifteen minutes.
+benchmarks/results/methods.md. Takes about ten minutes.
 """
 
 import time

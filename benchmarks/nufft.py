@@ -10,9 +10,10 @@ from statistics import median
 
 import finufft
 import torch
-from common import ROOT, anonymous, machine, seconds
+from common import ROOT, machine, seconds
 
 import blockkit as bk
+from blockkit.blockwise.resident import resident
 from blockkit.physics.engines import oversampling
 from blockkit.physics.fourier import toeplitz_pays
 from blockkit.physics.toeplitz import Toeplitz, padded_shape
@@ -69,7 +70,7 @@ def repeated() -> list[str]:
         took = time.perf_counter() - start
         if tenth in (0, 4, 9):
             calls = f"{tenth * N_CALLS // 10 + 1} to {(tenth + 1) * N_CALLS // 10}"
-            lines.append(f"| {calls} | {took:.2f} | {anonymous() / 2**20:.0f} |")
+            lines.append(f"| {calls} | {took:.2f} | {resident() / 2**20:.0f} |")
     return lines
 
 

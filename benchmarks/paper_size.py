@@ -21,16 +21,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from common import ROOT, anonymous, machine, resident_peak
+from common import ROOT, machine
 from torch import nn
 
 import blockkit as bk
+from blockkit.blockwise.memory import Peak
+from blockkit.blockwise.resident import resident, resident_growth
 from blockkit.mbdl.data_consistency import prepare
 from blockkit.mbdl.footprint import MAP_SPACING, Case, predict_run
 from blockkit.mbdl.loss import training_loss
 from blockkit.mbdl.optimizer import KernelOptimizer
 
-AFTER_IMPORTS = anonymous()
 KEPT = ROOT / "build" / "paper_size"
 SMALL, LARGE = (300, 200, 300), (450, 300, 450)
 N_COILS, N_UNROLLS, N_SPOKES, N_READOUT = 8, 6, 20_000, 450
@@ -126,7 +127,8 @@ def make_scan(image_shape: tuple[int, int, int]) -> None:
 def step(setting: Setting) -> dict[str, float]:
     """Run one training step and return its times and peaks."""
     seconds: dict[str, float] = {}
-    with resident_peak(AFTER_IMPORTS) as preparing:
+    after_imports, preparing, stepping = resident(), Peak(), Peak()
+    with resident_growth(preparing):
         start = time.perf_counter()
         scan = torch.load(scan_file(setting.image_shape), weights_only=True)
         maps: object = bk.InterpolatedMaps(scan["maps"], setting.image_shape)
@@ -149,7 +151,8 @@ def step(setting: Setting) -> dict[str, float]:
     object.__setattr__(data, "normal", normal)
     model = setting.model()
     optimizer = KernelOptimizer(model.parameters(), 1e-3, lambda _: 1.0)
-    with resident_peak(AFTER_IMPORTS) as stepping:
+    kept = resident() - after_imports
+    with resident_growth(stepping):
         start = time.perf_counter()
         loss, error = training_loss(model, data, scan["reference"])
         seconds["forward"] = time.perf_counter() - start
@@ -158,7 +161,12 @@ def step(setting: Setting) -> dict[str, float]:
         optimizer.step()
         seconds["step"] = time.perf_counter() - start
     found = {name: round(value, 1) for name, value in seconds.items()}
-    return {**found, "error": float(error), "peak": stepping.bytes, "peak of preparation": preparing.bytes}
+    return {
+        **found,
+        "error": float(error),
+        "peak": kept + stepping.resident_bytes,
+        "peak of preparation": preparing.resident_bytes,
+    }
 
 
 def row(name: str, setting: Setting, found: dict[str, float]) -> str:
@@ -197,7 +205,7 @@ def main(names: list[str]) -> None:
         "A dash: the run was halted for a while in between, so its time says nothing.",
         "",
         "| case | image | block | unrolls | naive, predicted GiB | predicted GiB | resident GiB | difference | "
-        "asked: under | naive / resident | step, min | network, disk | A^H A | preparation | its GiB |",
+        "limit GiB | naive / resident | step, min | network, disk | A^H A | preparation | its GiB |",
         "|" + " --- |" * 15,
     ]
     done = [name for name in SETTINGS if (KEPT / f"{name}.json").exists()]

@@ -56,7 +56,10 @@ class Case:
 
 
 def predict_run(model: UnrolledNetwork, case: Case) -> Peak:
-    """Return the peak of a training step or a reconstruction and its parts, from a trace: everything, from nothing."""
+    """Return the peak of a training step or a reconstruction and its parts, from a trace: everything, from nothing.
+
+    The scratch of ``case.scratch_rate`` is added to the peak wherever that is, also if no window runs there.
+    """
     n_weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     peak = predict(run_from_nothing, model, case)
     parts = {**peak.parts, "weights": peak.parts.get("weights", 0) + n_weights}

@@ -54,7 +54,7 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
 def _scratch_rate(model: UnrolledNetwork, device: torch.device, *, training: bool) -> float:
     try:
         return scratch_rate(model.regularizers[0], device, training=training)
-    except (RuntimeError, ValueError):  # a network that wants volumes of another size: its own run will tell
+    except (RuntimeError, TypeError, ValueError):  # cannot be copied, or wants other volumes: its own run will tell
         return 0.0
 
 

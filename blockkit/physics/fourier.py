@@ -195,7 +195,10 @@ class NUFFT(LinearOperator):
         other = copy.copy(self)  # not checked again: on a larger grid small k may look like cycles per voxel
         other.in_shape, other._engine = check_shape3(image_shape), None
         factors = [m / n for m, n in zip(other.in_shape, self.in_shape, strict=True)]
-        other.trajectory = self.trajectory.double() * torch.tensor(factors, dtype=torch.float64, device=self.device)
+        scaled = self.trajectory.to(_home(self.device)).double()
+        scaled *= torch.tensor(factors, dtype=torch.float64, device=scaled.device)
+        exact = self.device == _home(self.device)  # elsewhere there may be no double precision
+        other.trajectory = scaled if exact else scaled.to(self.device, self.trajectory.dtype)
         return other
 
     def forget_plans(self) -> None:
@@ -227,7 +230,7 @@ class NUFFT(LinearOperator):
                 run = self._step(adjoint)
                 for one, out in zip(source.view(-1, *source_shape), result.view(-1, *result_shape), strict=True):
                     run(one, out)
-        result.mul_(1 / math.sqrt(math.prod(self.in_shape)))
+        _scale(result, 1 / math.sqrt(math.prod(self.in_shape)))
 
     def _step(self, adjoint: bool) -> Callable[[Tensor, Tensor], None]:
         if self._engine is None:
@@ -312,6 +315,15 @@ def _check_extent(trajectory: Tensor, image_shape: Shape3) -> None:
 def _home(device: torch.device) -> torch.device:
     """Return where the work for ``device`` is done: there if it is CPU or CUDA, else on the CPU."""
     return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
+def _scale(result: Tensor, factor: float) -> None:
+    """Multiply in place; on a CPU by NumPy, as torch's threads would spin on into the next call and slow it down."""
+    if result.device.type != "cpu" or isinstance(result, FakeTensor):
+        result.mul_(factor)
+    else:
+        numbers = torch.view_as_real(result).numpy()
+        numbers *= factor
 
 
 def _away(step: Callable[[Tensor, Tensor], None], source: Tensor, result: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Predicted bytes against the anonymous resident memory of real processes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockkit.blockwise.resident import resident as resident_bytes
 from blockkit.mbdl.footprint import Case, predict_run, scratch_rate
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
@@ -25,15 +27,13 @@ MODELS = {
 }
 
 RUN = """
-import json, os, sys, threading, time
+import json, os, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import torch
 from test_footprint import setting
+from blockkit.blockwise.memory import Peak
+from blockkit.blockwise.resident import resident_growth
 from blockkit.mbdl.footprint import run_from_nothing
-
-def anonymous():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
 
 for name in sys.argv[2:]:
     if child := os.fork():
@@ -41,17 +41,9 @@ for name in sys.argv[2:]:
         continue
     torch.set_num_threads(1)
     model, case = setting(name)
-    before, highest, done = anonymous(), 0, threading.Event()
-    def sample():
-        global highest
-        while not done.wait(0.002):
-            highest = max(highest, anonymous() - before)
-    thread = threading.Thread(target=sample)
-    thread.start()
-    run_from_nothing(model, case)
-    done.set()
-    thread.join()
-    print(f"{name}={highest}", flush=True)
+    with resident_growth(peak := Peak()):
+        run_from_nothing(model, case)
+    print(f"{name}={peak.resident_bytes}", flush=True)
     os._exit(0)
 """
 
@@ -71,9 +63,9 @@ NAMES = [f"{shape},{model},{n}" for shape in SHAPES for model in MODELS for n in
 @pytest.fixture(scope="module")
 def resident():
     """Run each setting in a process of its own, forked from one that has imported everything and run nothing."""
-    if not Path("/proc/self/status").exists():
+    if resident_bytes() is None:
         pytest.skip("resident memory is read from /proc")
-    folders = str([str(Path(__file__).parent)]).replace("'", '"')
+    folders = json.dumps([str(Path(__file__).parent)])
     command = [sys.executable, "-c", RUN, folders, *NAMES]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr

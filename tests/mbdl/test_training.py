@@ -206,6 +206,26 @@ def test_the_relative_error_is_one_for_a_zero_image():
     assert float(relative_error(torch.zeros(SHAPE, dtype=torch.complex64), SCANS[0].reference)) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_gradient_of_the_relative_error_is_its_derivative(weight):
+    generator = torch.Generator().manual_seed(0)
+    image, reference = (torch.randn(3, 4, 2, dtype=torch.complex128, generator=generator) for _ in range(2))
+    image.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: weight * relative_error(x, reference), image)
+    (at_the_reference,) = torch.autograd.grad(relative_error(image, image.detach()), image)
+    assert not at_the_reference.any()
+
+
+def test_the_relative_error_keeps_no_image_of_its_own_for_backward():
+    image, reference = torch.zeros(SHAPE, dtype=torch.complex64), SCANS[0].reference
+    image.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        relative_error(image, reference)
+    own = [t for t in kept if t.data_ptr() not in (image.data_ptr(), reference.data_ptr())]
+    assert sum(t.numel() for t in own) == 2
+
+
 def test_block_wise_and_naive_training_have_the_same_losses():
     models = make_model(), make_model()
     models[1].block_shape = (4, 4, 4)

@@ -446,7 +446,7 @@ def test_elsewhere_than_on_cpu_or_cuda_the_work_is_done_at_home(monkeypatch):
 
     def everything():
         F = NUFFT(trajectory, shape)
-        return F(x), F.adjoint(y), F.toeplitz()(x), DirectFourier(trajectory, shape)(x)
+        return F(x), F.adjoint(y), F.toeplitz()(x), F.resized((7, 6, 9)).adjoint(y), DirectFourier(trajectory, shape)(x)
 
     expected = everything()
     monkeypatch.setattr(fourier, "_home", lambda device: torch.device("cpu", 0))

@@ -24,7 +24,7 @@ from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
 from blockkit.physics.linop import LinearOperator, adjoint_error
 from blockkit.physics.maps import InterpolatedMaps
 from blockkit.physics.sense import Encoding
-from blockkit.physics.trajectory import density_compensation, radial_3d
+from blockkit.physics.trajectory import cones, density_compensation, radial_3d, stack_of_stars
 
 if TYPE_CHECKING:
     from blockkit.show.slices import SliceViewer as SliceViewer
@@ -44,6 +44,7 @@ __all__ = [
     "adjoint_error",
     "apply_blockwise",
     "compressed_sensing",
+    "cones",
     "density_compensation",
     "fit",
     "load_model",
@@ -62,6 +63,7 @@ __all__ = [
     "simulate_maps",
     "simulate_scan",
     "ssim",
+    "stack_of_stars",
     "tune_reg_weight",
 ]
 

@@ -19,10 +19,11 @@ from blockkit.checks import (
     check_shape3,
     check_tensor,
 )
+from blockkit.data.band import limit_band, smallest_region
 from blockkit.data.formats import ScanFileError, check_voxel_size, read_scan_file, write_scan_file
 from blockkit.data.render import voxel_size_mm
 from blockkit.physics.coils import FOV_MM, simulate_maps
-from blockkit.physics.fourier import NUFFT
+from blockkit.physics.fourier import NUFFT, check_trajectory
 from blockkit.physics.trajectory import radial_3d
 
 
@@ -142,15 +143,17 @@ def simulate_scan(
     image_shape: Sequence[int] | None = None,
     *,
     n_coils: int = 8,
-    n_spokes: int = 600,
+    n_spokes: int | None = None,
     noise: float = 0.02,
     seed: int = 0,
+    trajectory: Tensor | None = None,
 ) -> Scan:
-    r"""Simulate a 3D radial scan of ``volume``.
+    r"""Simulate a scan of ``volume``: 3D radial, or on any other trajectory.
 
     The k-space of each coil is taken from the finer ``volume`` and the coil's map on the same fine grid, scaled so
-    that an encoding operator on ``image_shape`` gives the same numbers: :math:`y_c = F S_c x + n_c`. Each spoke has
-    two samples per cycle per field of view along the longest axis.
+    that an encoding operator on ``image_shape`` gives the same numbers: :math:`y_c = F S_c x + n_c`. Without a
+    ``trajectory`` it is that of :func:`radial_3d`, each spoke with two samples per cycle per field of view along the
+    longest axis.
 
     Parameters
     ----------
@@ -159,23 +162,31 @@ def simulate_scan(
         field of view of :func:`pulmonary_phantom`.
     image_shape
         Shape ``(z, y, x)`` of the image to reconstruct. None means that of ``volume``, and warns.
-    n_coils, n_spokes
-        Numbers of coils and of radial spokes.
+    n_coils
+        Number of coils.
+    n_spokes
+        Number of radial spokes, 600 if not given; not to be given with a ``trajectory``.
     noise
         Standard deviation of the real and of the imaginary part of the noise, as a fraction of the root mean square
         of the noiseless k-space.
     seed
         Seed of the coils and, apart from them, of the noise.
+    trajectory
+        Where to sample instead, real, shape ``(sample, 3)``, columns kz ky kx, cycles/FOV in ``-n/2`` to ``n/2`` of
+        ``image_shape``; :func:`stack_of_stars` and :func:`cones` make some.
 
     Returns
     -------
     Scan
-        Its ``reference`` is the truth band-limited to the ellipsoid of sampled k-space, on ``image_shape``.
+        Its ``reference`` is the truth on ``image_shape``, band-limited to what was sampled: to the ellipsoid of radial
+        spokes and of cones, to the elliptic cylinder of a stack of stars if a sample lies outside the ellipsoid, or to
+        the whole box if one lies outside the cylinder too, as :func:`~blockkit.data.band.limit_band` has them.
 
     Raises
     ------
     ValueError
-        If ``volume`` is coarser than ``image_shape``, or ``noise`` or ``seed`` is negative.
+        If ``volume`` is coarser than ``image_shape``, ``noise`` or ``seed`` is negative, ``trajectory`` leaves
+        ``-n/2`` to ``n/2``, or ``n_spokes`` is given with it.
 
     Warns
     -----
@@ -185,7 +196,7 @@ def simulate_scan(
     shape = _check_truth(volume, image_shape)
     if not 0 <= check_number(noise, "noise") < float("inf"):
         raise ValueError(f"noise is {noise}, expected a number of at least 0, such as 0.02.")
-    trajectory = radial_3d(check_count(n_spokes, "n_spokes"), 2 * max(shape), shape)
+    trajectory = _choose_trajectory(trajectory, n_spokes, shape)
     volume = volume.detach().to("cpu", torch.complex64)
     F = NUFFT(trajectory, volume.shape, tolerance=1e-5)
     scale = (np.prod(shape) / volume.numel()) ** 0.5
@@ -197,34 +208,19 @@ def simulate_scan(
     spread = noise * float(kspace.abs().square().mean().sqrt()) * 2**0.5
     kspace = kspace + spread * torch.randn(kspace.shape, dtype=kspace.dtype, generator=generator)
     maps = simulate_maps(n_coils, shape, seed=seed)
-    return Scan(kspace, trajectory, maps, _voxel_size(volume, shape), reference=limit_band(volume, shape))
+    reference = limit_band(volume, shape, smallest_region(trajectory, shape))
+    return Scan(kspace, trajectory, maps, _voxel_size(volume, shape), reference=reference)
 
 
-def limit_band(volume: Tensor, image_shape: Sequence[int]) -> Tensor:
-    r"""Return ``volume`` on ``image_shape``, with only the k-space :math:`\sum_i (2 k_i / n_i)^2 \le 1` kept.
-
-    Parameters
-    ----------
-    volume
-        Complex, shape ``(z, y, x)``, at least as fine as ``image_shape``.
-    image_shape
-        ``(z, y, x)`` of the result; its ``n`` set the ellipsoid.
-
-    Returns
-    -------
-    Tensor
-        Complex, shape ``image_shape``; a constant keeps its value, and voxel ``n // 2`` stays where it is.
-    """
-    shape = check_shape3(image_shape)
-    spectrum = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(volume), norm="forward"))
-    radius = torch.zeros(())
-    for axis, (n, n_fine) in enumerate(zip(shape, volume.shape, strict=True)):
-        spectrum = spectrum.narrow(axis, n_fine // 2 - n // 2, n)
-        k = torch.arange(n, device=volume.device) - n // 2
-        radius = radius[..., None] + (2 * k / n) ** 2
-    spectrum = spectrum * (radius <= 1 + 1e-6)
-    image: Tensor = torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(spectrum), norm="forward"))
-    return image
+def _choose_trajectory(trajectory: Tensor | None, n_spokes: int | None, shape: Shape3) -> Tensor:
+    if trajectory is None:
+        return radial_3d(check_count(600 if n_spokes is None else n_spokes, "n_spokes"), 2 * max(shape), shape)
+    if n_spokes is not None:
+        raise ValueError(
+            f"n_spokes is {n_spokes} and trajectory is given too, expected one of them: leave n_spokes out, or "
+            "write trajectory=None for radial spokes."
+        )
+    return check_trajectory(trajectory, shape).to("cpu", torch.float32)
 
 
 def _check_truth(volume: Tensor, image_shape: Sequence[int] | None) -> Shape3:

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from blockkit.data.band import limit_band
 from blockkit.data.phantom import pulmonary_phantom
-from blockkit.data.scan import Scan, limit_band, simulate_scan
+from blockkit.data.scan import Scan, simulate_scan
 from blockkit.physics.coils import FOV_MM
 from blockkit.physics.fourier import NUFFT
+from blockkit.physics.trajectory import cones, radial_3d, stack_of_stars
 
 
 def make_blob(shape, width=0.05, center=(0.04, -0.03, 0.02)):
@@ -44,6 +46,44 @@ def test_kspace_of_a_band_limited_volume_is_that_of_its_reference(image_shape, f
     scan = simulate_scan(make_blob(fine_shape, width=0.075), image_shape, n_coils=1, n_spokes=40, noise=0.0)
     assert relative(encode(scan), scan.kspace) < 1e-3
     assert relative(scan.reference, make_blob(image_shape, width=0.075)) < 1e-3
+
+
+@pytest.mark.parametrize("make", [stack_of_stars, cones])
+@pytest.mark.parametrize(("image_shape", "fine_shape"), GRIDS)
+def test_another_trajectory_is_sampled_as_the_radial_one_is(make, image_shape, fine_shape):
+    k = make(40, 2 * max(image_shape), image_shape)
+    scan = simulate_scan(make_blob(fine_shape, width=0.075), image_shape, n_coils=1, noise=0.0, trajectory=k)
+    assert torch.equal(scan.trajectory, k)
+    assert relative(encode(scan), scan.kspace) < 1e-3
+
+
+def test_the_radial_trajectory_handed_in_gives_the_same_scan_as_none():
+    volume = make_blob((24, 18, 15))
+    default = simulate_scan(volume, (16, 12, 10), n_coils=2)
+    given = simulate_scan(volume, (16, 12, 10), n_coils=2, trajectory=radial_3d(600, 32, (16, 12, 10)).double())
+    for name in ("kspace", "trajectory", "maps", "reference"):
+        assert torch.equal(getattr(default, name), getattr(given, name))
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "round_axes"),
+    [
+        (radial_3d(300, 32, (16, 12, 10)), (0, 1, 2)),
+        (cones(300, 32, (16, 12, 10)), (0, 1, 2)),
+        (stack_of_stars(300, 32, (16, 12, 10)), (1, 2)),
+        (torch.tensor([[-8.0, -6.0, -5.0], [0.0, 0.0, 0.0]]), ()),
+    ],
+    ids=["radial", "cones", "stack of stars", "corners"],
+)
+def test_the_reference_keeps_the_region_that_was_sampled_and_no_more(trajectory, round_axes):
+    volume = torch.randn(25, 18, 15, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    reference = simulate_scan(volume, (16, 12, 10), n_coils=1, trajectory=trajectory).reference
+    spectrum = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(reference)))
+    radius = torch.zeros(())
+    for axis, n in enumerate(reference.shape):
+        radius = radius[..., None] + (2 * (torch.arange(n) - n // 2) / n) ** 2 * (axis in round_axes)
+    assert (spectrum[radius > 1.001].abs() < 1e-4 * spectrum.abs().max()).all()
+    assert spectrum[radius < 0.99].abs().min() > 1e-3 * spectrum.abs().mean()
 
 
 def test_with_coils_the_reference_explains_the_noiseless_kspace():
@@ -86,10 +126,16 @@ def test_the_reference_has_nothing_outside_the_sampled_ellipsoid():
     assert spectrum[radius < 0.99].abs().min() > 1e-3 * spectrum.abs().mean()
 
 
+@pytest.mark.parametrize("region", ["ellipsoid", "cylinder", "box"])
 @pytest.mark.parametrize("shape", [(8, 7, 6), (9, 1, 5), (1, 4, 3)])
-def test_band_limiting_keeps_a_constant(shape):
+def test_band_limiting_keeps_a_constant(shape, region):
     volume = torch.full(tuple(2 * n for n in shape), 2 - 1j, dtype=torch.complex64)
-    torch.testing.assert_close(limit_band(volume, shape), torch.full(shape, 2 - 1j, dtype=torch.complex64))
+    torch.testing.assert_close(limit_band(volume, shape, region), torch.full(shape, 2 - 1j, dtype=torch.complex64))
+
+
+def test_an_unknown_region_is_refused():
+    with pytest.raises(ValueError, match="region is 'ball', expected one of 'ellipsoid', 'cylinder', 'box'"):
+        limit_band(make_blob((8, 8, 8)), (4, 4, 4), "ball")
 
 
 def test_shapes_sizes_and_spokes_are_those_asked_for():
@@ -130,6 +176,9 @@ def test_data_made_on_the_image_grid_warns_of_the_inverse_crime():
         ({"n_coils": True}, TypeError, "n_coils is True, expected a whole number"),
         ({"n_coils": 0}, ValueError, "n_coils is 0"),
         ({"n_spokes": 0}, ValueError, "n_spokes is 0"),
+        ({"trajectory": torch.zeros(9, 3)}, ValueError, "n_spokes is 3 and trajectory is given too"),
+        ({"n_spokes": None, "trajectory": torch.zeros(3, 9)}, ValueError, r"Write trajectory\.T"),
+        ({"n_spokes": None, "trajectory": torch.full((9, 3), 2.5)}, ValueError, "trajectory reaches"),
         ({"seed": -3}, ValueError, "seed is -3"),
     ],
 )

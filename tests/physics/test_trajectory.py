@@ -1,4 +1,4 @@
-"""Radial spokes and the density compensation, against geometry and against the exact answers that are known."""
+"""Trajectories and the density compensation, against geometry and against the exact answers that are known."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from operators import scattered
 
 from blockkit.physics.fourier import NUFFT
-from blockkit.physics.trajectory import density_compensation, radial_3d
+from blockkit.physics.trajectory import cones, density_compensation, radial_3d, stack_of_stars
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (9, 20, 14), (32, 5, 7)], ids=str)
@@ -73,6 +73,102 @@ def test_wrong_counts_are_refused():
         radial_3d(8, 8, (8, 8))
     with pytest.raises(ValueError, match="n_iterations is 0"):
         density_compensation(radial_3d(8, 8, (8, 8, 8)), (8, 8, 8), n_iterations=0)
+
+
+@pytest.mark.parametrize("n_spokes", [1, 5, 9, 31, 200])
+@pytest.mark.parametrize("n_planes", [1, 8, 9])
+def test_a_stack_of_stars_shares_its_spokes_out_evenly(n_spokes, n_planes):
+    k = stack_of_stars(n_spokes, 6, (n_planes, 12, 10)).view(n_spokes, 6, 3)
+    assert k.dtype == torch.float32
+    assert (k[:, :, 0] == k[:, :1, 0]).all()
+    planes, counts = k[:, 0, 0].unique(return_counts=True)
+    assert torch.equal(planes, planes.round())
+    assert counts.max() - counts.min() <= 1
+    assert len(planes) == min(n_spokes, n_planes)
+    assert 0 in planes
+    assert planes.min() >= -(n_planes // 2)
+    assert planes.max() <= (n_planes - 1) // 2
+    gaps = planes.diff()
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_spokes_of_a_stack_lie_in_the_plane_at_golden_angles_and_reach_the_edge():
+    k = stack_of_stars(400, 20, (8, 12, 10)).double().view(400, 20, 3)
+    torch.testing.assert_close(k[..., 1:].reshape(-1, 2), radial_3d(400, 20, (1, 12, 10))[:, 1:].double())
+    assert (k[:, 10, 1:] == 0).all()
+    largest = k.abs().amax(dim=(0, 1))
+    assert (largest <= torch.tensor([4, 6, 5])).all()
+    assert (largest > torch.tensor([3.99, 5.99, 4.99])).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 10), (9, 1, 10), (8, 12, 1), (1, 1, 8)], ids=str)
+def test_thin_axes_of_a_stack_of_stars_have_no_extent(shape):
+    k = stack_of_stars(30, 8, shape)
+    thin = [axis for axis in range(3) if shape[axis] == 1]
+    assert (k[:, thin] == 0).all()
+    assert all(k[:, axis].abs().max() > 0.4 * shape[axis] for axis in range(3) if axis not in thin)
+    if shape[0] == 1:
+        assert torch.equal(k, radial_3d(30, 8, shape))
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 20, 14), (1, 12, 10), (9, 1, 10), (8, 12, 1), (1, 1, 8)], ids=str)
+def test_cones_that_do_not_turn_are_spokes(shape):
+    torch.testing.assert_close(cones(40, 17, shape, n_turns=0), radial_3d(40, 17, shape), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 20, 14), (1, 18, 14)], ids=str)
+def test_interleaves_wind_on_cones_with_samples_equally_far_apart(shape):
+    n = 2 * max(shape)
+    k = cones(11, n, shape).double().view(11, n, 3) / torch.tensor([size if size > 1 else 1 for size in shape])
+    assert (k[:, n // 2] == 0).all()
+    torch.testing.assert_close(k[:, 1:], -k[:, 1:].flip(1), atol=1e-7, rtol=0)
+    radius = k.norm(dim=2)
+    torch.testing.assert_close(radius, radius[:1].expand_as(radius), atol=1e-6, rtol=0)
+    assert 0.499 < radius.max() <= 0.5 + 1e-7
+    slant = (k[..., 0] / radius)[:, n // 2 + 1 :]
+    torch.testing.assert_close(slant, slant[:, :1].expand_as(slant), atol=1e-6, rtol=0)
+    steps = k.diff(dim=1).norm(dim=2) * max(shape)
+    assert steps.min() > 0.65
+    assert steps.max() < 0.67
+
+
+def test_an_interleaf_on_the_equator_makes_the_turns_that_were_asked_for():
+    k = cones(1, 2001, (20, 20, 20), n_turns=0.4).double()
+    angle = torch.atan2(k[1001:, 1], k[1001:, 2])
+    assert float(angle.diff().sum().abs()) == pytest.approx(0.4 * 2 * math.pi, rel=0.01)
+
+
+@pytest.mark.parametrize("n_interleaves", [50, 377, 2000])
+def test_any_number_of_interleaves_covers_each_shell_evenly(n_interleaves):
+    k = cones(n_interleaves, 16, (8, 8, 8)).double().view(-1, 16, 3)
+    for sample in (0, 2, 5, 13):
+        u = k[:, sample] / k[:, sample].norm(dim=1, keepdim=True)
+        assert (u.T @ u / n_interleaves - torch.eye(3) / 3).abs().max() < 1.5 / n_interleaves**0.5 / 3
+
+
+@pytest.mark.parametrize("n_interleaves", [21, 144])
+def test_spirals_in_a_plane_cover_each_circle_evenly(n_interleaves):
+    k = cones(n_interleaves, 16, (1, 8, 8)).double().view(-1, 16, 3)
+    for sample in (0, 4, 13):
+        angle = torch.atan2(k[:, sample, 1], k[:, sample, 2]).remainder(math.pi).sort().values
+        gaps = torch.cat([angle, angle[:1] + math.pi]).diff() * n_interleaves / math.pi
+        assert gaps.max() < 2
+
+
+@pytest.mark.parametrize("make", [stack_of_stars, cones])
+def test_wrong_counts_of_the_other_trajectories_are_refused(make):
+    with pytest.raises(ValueError, match="is 0, expected at least 1"):
+        make(0, 8, (8, 8, 8))
+    with pytest.raises(TypeError, match=r"n_readout is 8\.0"):
+        make(8, 8.0, (8, 8, 8))
+    with pytest.raises(ValueError, match="expected three"):
+        make(8, 8, (8, 8))
+
+
+@pytest.mark.parametrize("n_turns", [-0.1, math.nan, math.inf])
+def test_turns_that_cannot_be_made_are_refused(n_turns):
+    with pytest.raises(ValueError, match="n_turns is"):
+        cones(8, 8, (8, 8, 8), n_turns=n_turns)
 
 
 @pytest.mark.parametrize("shape", [(8, 12, 10), (9, 7, 11), (1, 16, 15), (5, 1, 8), (1, 1, 1)], ids=str)
@@ -150,14 +246,24 @@ def density_error(k, shape, weights):
     return float((kernel @ weights.double() - 1).square().mean().sqrt())
 
 
-def test_gridding_with_the_weights_returns_the_image_at_its_own_scale():
+@pytest.mark.parametrize(
+    ("make", "n_readouts", "error"), [(radial_3d, 1200, 0.02), (stack_of_stars, 565, 0.013), (cones, 628, 0.022)]
+)
+def test_gridding_with_the_weights_returns_the_image_at_its_own_scale(make, n_readouts, error):
     shape = (18, 20, 16)
-    k = radial_3d(1200, 40, shape)
+    k = make(n_readouts, 40, shape)
     r = torch.cartesian_prod(*((torch.arange(n) - n // 2) / n for n in shape)).norm(dim=1).view(shape)
     image = ((r < 0.4) * torch.exp(-((r / 0.2) ** 2))).to(torch.complex64)
     F = NUFFT(k, shape)
     gridded = F.adjoint(density_compensation(k, shape) * F(image))
-    assert float((gridded - image).norm() / image.norm()) < 0.04
+    assert float((gridded - image).norm() / image.norm()) < error
+
+
+@pytest.mark.parametrize(("make", "part"), [(stack_of_stars, math.pi / 4), (cones, math.pi / 6)])
+def test_the_other_trajectories_cover_the_volume_they_promise(make, part):
+    shape = (18, 20, 16)
+    weights = density_compensation(make(700, 40, shape), shape)
+    assert part < float(weights.sum()) / math.prod(shape) < 1.2 * part
 
 
 def test_repeated_samples_at_the_center_share_one_weight():

@@ -1,7 +1,9 @@
-"""Train the weights that ship in data_samples/: seeded phantoms, seeded scans, two resumable stages.
+"""Train the weights that ship in data_samples/: seeded phantoms, seeded scans, resumable stages.
 
-The second stage goes on from the weights of the first, at full learning rate again (a warm restart), with more scans
-and more steps. Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where it stopped.
+Each stage goes on from the weights of the one before, with the learning rate raised again (a warm restart). The first
+two see radial scans of one kind; the third shows the regularizers the gradient too, and half of its scans are of any
+kind: :mod:`training_scans`. Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where
+it stopped.
 """
 
 import argparse
@@ -11,8 +13,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
+from training_scans import SimulatedScans, make_scan, make_wide_scan
 
 import blockkit as bk
 from blockkit.mbdl.weights import SHIPPED
@@ -20,54 +22,53 @@ from blockkit.mbdl.weights import SHIPPED
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of ``fit``: the phantoms it sees, and for how many steps."""
+    """One run of ``fit``: the phantoms it sees, for how many steps, and what the regularizers see."""
 
     seeds: range
     n_steps: int
+    learning_rate: float = 1.5e-3
+    wide_seeds: range = range(0)
+    sees_gradient: bool = False
 
 
-STAGES = (Stage(range(1000, 1300), 2600), Stage(range(1000, 1400), 6500))
-VALIDATION_SEEDS = range(2000, 2006)
-IMAGE_SHAPES = ((48, 40, 48), (44, 44, 40), (56, 42, 56), (52, 40, 52))
-SHAPE_ODDS = (0.4, 0.2, 0.25, 0.15)
+STAGES = (
+    Stage(range(1000, 1300), 2600),
+    Stage(range(1000, 1400), 6500),
+    Stage(range(1400, 1500), 3000, 8e-4, wide_seeds=range(5000, 5200), sees_gradient=True),
+)
+VALIDATION_SEEDS, WIDE_VALIDATION_SEEDS = range(2000, 2006), range(6000, 6006)
 ROOT = Path(__file__).parent.parent
 
 
-class SimulatedScans(Sequence[bk.Scan]):
-    """Scans of one phantom a seed, with matrix, coils, spokes and noise drawn from the seed, kept in a folder."""
-
-    def __init__(self, seeds: range, folder: Path) -> None:
-        self.seeds, self.folder = seeds, folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def __getitem__(self, i: int) -> bk.Scan:
-        path = self.folder / f"scan_{self.seeds[i]}.h5"
-        if not path.exists():
-            make_scan(self.seeds[i]).save(path)
-        return bk.load_scan(path)
-
-
-def make_scan(seed: int) -> bk.Scan:
-    """Simulate the scan of a seed: acceleration 4 to 16, 2 to 8 coils, noise 0.7 to 4 %, phantom 1.5 x finer."""
-    rng = np.random.default_rng(seed)
-    shape = IMAGE_SHAPES[rng.choice(len(IMAGE_SHAPES), p=SHAPE_ODDS)]
-    fine = tuple(round(1.5 * n) for n in shape)
-    acceleration = float(np.exp(rng.uniform(np.log(4), np.log(16))))
-    n_spokes = round(np.pi / 2 * max(shape) ** 2 / acceleration)
-    noise = float(np.exp(rng.uniform(np.log(0.007), np.log(0.04))))
-    volume = bk.pulmonary_phantom(fine, seed=seed) * float(np.exp(rng.uniform(-1, 1)))
-    n_coils = int(rng.integers(2, 9))
-    return bk.simulate_scan(volume, shape, n_coils=n_coils, n_spokes=n_spokes, noise=noise, seed=seed)
-
-
 def make_model() -> bk.UnrolledNetwork:
-    """Build the architecture that ships."""
+    """Build the architecture of the first stages."""
     torch.manual_seed(0)
     regularizer = bk.ResidualCNN(64, 5, downsample=2)
     return bk.UnrolledNetwork(regularizer, 5, shared_weights=False)
+
+
+@torch.no_grad()
+def show_gradient(model: bk.UnrolledNetwork) -> bk.UnrolledNetwork:
+    """Return a model whose regularizers see the gradient too, with weights of zero for it: the same images."""
+    old = model.regularizers[0]
+    regularizer = bk.ResidualCNN(old.n_channels, old.n_layers, downsample=old.downsample, sees_gradient=True)
+    wider = bk.UnrolledNetwork(regularizer, model.n_unrolls, shared_weights=model.shared_weights)
+    for name, value in wider.state_dict().items():
+        known = model.state_dict()[name]
+        value.zero_()
+        value[tuple(map(slice, known.shape))] = known
+    return wider
+
+
+def scans_of(stage: Stage, work: Path) -> SimulatedScans:
+    """Return the scans that a stage trains on."""
+    return SimulatedScans({make_scan: stage.seeds, make_wide_scan: stage.wide_seeds}, work)
+
+
+def validation_of(stage: Stage, work: Path) -> SimulatedScans:
+    """Return the scans by which the best weights of a stage are chosen."""
+    wide = WIDE_VALIDATION_SEEDS if stage.wide_seeds else ()
+    return SimulatedScans({make_scan: VALIDATION_SEEDS, make_wide_scan: wide}, work)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,21 +77,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only-simulate", action="store_true", help="make the scans and stop")
     args = parser.parse_args(argv)
     work = ROOT / "build" / "training"
-    validation = SimulatedScans(VALIDATION_SEEDS, work)
     if args.only_simulate:
-        for scan in chain(validation, *(SimulatedScans(stage.seeds, work) for stage in STAGES)):
-            print(scan, flush=True)
+        for stage in STAGES:
+            for scan in chain(validation_of(stage, work), scans_of(stage, work)):
+                print(scan, flush=True)
         return
     model = make_model()
     log = []
     for i, stage in enumerate(STAGES):
+        if stage.sees_gradient and not getattr(model.regularizers[0], "sees_gradient", False):
+            model = show_gradient(model)
         with torch.autocast("cpu", dtype=torch.bfloat16):  # in the regularizer only: convolutions take half the time
             history = bk.fit(
                 model,
-                SimulatedScans(stage.seeds, work),
-                validation=validation,
+                scans_of(stage, work),
+                validation=validation_of(stage, work),
                 n_steps=stage.n_steps,
-                learning_rate=1.5e-3,
+                learning_rate=stage.learning_rate,
                 augment=True,
                 checkpoint=work / f"stage_{i}.safetensors",
                 seed=i,

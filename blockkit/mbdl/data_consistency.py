@@ -124,6 +124,44 @@ class _GradientStep(torch.autograd.Function):
         return to_x, to_step, (step_size * g if needs_b else None), None
 
 
+def gradient_channels(x: Tensor, step_size: Tensor, data: DataTerm) -> Tensor:
+    r"""Return :math:`z = x - \tau g` and the gradient :math:`g = N x - b` as real channels ``(4, z, y, x)``.
+
+    Backward applies N once, and keeps only what is returned, which a regularizer keeps as well.
+    """
+    channels: Tensor = _GradientChannels.apply(x, step_size, data.b, data.normal)  # type: ignore[no-untyped-call]
+    return channels
+
+
+class _GradientChannels(torch.autograd.Function):
+    """z = x - tau g, g = N x - b. With u = g_g - tau g_z: to x goes g_z + N u, to tau -Re<g, g_z>, to b goes -u."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step_size: Tensor, b: Tensor, normal: Normal) -> Tensor:
+        ctx.normal = normal
+        channels = x.real.new_empty(4, *x.shape)
+        g = normal(x).sub_(b)
+        channels[2:] = torch.view_as_real(g).movedim(-1, 0)
+        channels[:2] = torch.view_as_real(g.mul_(-step_size).add_(x)).movedim(-1, 0)
+        ctx.save_for_backward(channels, step_size)
+        return channels
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        channels, step_size = ctx.saved_tensors
+        needs_x, needs_step, needs_b, _ = ctx.needs_input_grad
+        to_step = -_inner(channels[2:], grad[:2]).to(step_size.dtype) if needs_step else None
+        u = _as_image(grad[2:] - step_size * grad[:2])
+        to_x = ctx.normal(u).add_(_as_image(grad[:2])) if needs_x else None
+        return to_x, to_step, (-u if needs_b else None), None
+
+
+def _as_image(pair: Tensor) -> Tensor:
+    """Return real and imaginary part ``(2, z, y, x)`` as a complex image."""
+    return torch.view_as_complex(pair.movedim(0, -1).contiguous())
+
+
 def proximal_step(x: Tensor, penalty: Tensor, data: DataTerm, n_iterations: int = 8) -> Tensor:
     r"""Return :math:`z = \arg\min \frac12\|A z - y\|^2 / L + \frac\mu2\|z - x\|^2` by conjugate gradient from ``x``.
 

@@ -16,6 +16,7 @@ from blockkit.checks import Shape3
 from blockkit.ledger import part
 from blockkit.mbdl.data_consistency import DataTerm
 from blockkit.mbdl.loss import training_loss
+from blockkit.mbdl.networks import n_inputs
 from blockkit.mbdl.optimizer import KernelOptimizer
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.fourier import Toeplitz
@@ -71,7 +72,7 @@ def predict_run(model: UnrolledNetwork, case: Case) -> Peak:
 
 def blocks_of(network: nn.Module, image_shape: Shape3, block_shape: Shape3) -> list[Block]:
     """Return the blocks into which an unroll cuts the image, padded to the network's stride."""
-    seen = reach(network, n_channels=2)
+    seen = reach(network, n_channels=n_inputs(network))
     z, y, x = (round_up(n, s) for n, s in zip(image_shape, seen.stride, strict=True))
     return cut_blocks((z, y, x), block_shape, seen.halo, seen.stride)
 
@@ -95,17 +96,17 @@ def scratch_rate(network: nn.Module, device: torch.device, *, training: bool) ->
     network, stride = copy.deepcopy(network), _stride(network)
     kinds = [p.dtype.to_real() for p in network.parameters() if p.is_floating_point() or p.is_complex()]
     for side in CALIBRATED:
-        shape = (windows_at_once(device.type), 2, *(round_up(side, s) for s in stride))
+        shape = (windows_at_once(device.type), n_inputs(network), *(round_up(side, s) for s in stride))
         windows = torch.zeros(shape, dtype=kinds[0] if kinds else torch.float32, device=device, requires_grad=training)
         if predict(_run_windows, network, windows).bytes <= MOST_CALIBRATING:
-            return _beyond_tensors(network, windows) / (prod(shape) / 2)
+            return _beyond_tensors(network, windows) / (prod(shape) / shape[1])
     return 0.0
 
 
 def _stride(network: nn.Module) -> tuple[int, int, int]:
     """Return the network's stride, or 1 if it has none since it cannot run in blocks."""
     try:
-        return reach(network, n_channels=2).stride
+        return reach(network, n_channels=n_inputs(network)).stride
     except ValueError:
         return 1, 1, 1
 

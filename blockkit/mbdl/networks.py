@@ -28,11 +28,15 @@ class ResidualCNN(nn.Module):
         Number of convolutions, at least 2.
     downsample
         Space-to-depth factor on every axis. The volume must be divisible by it.
+    sees_gradient
+        Whether the input has two more channels, for the gradient of the data term, as
+        :class:`~blockkit.mbdl.unrolled.UnrolledNetwork` then gives it.
 
     Notes
     -----
-    Takes and gives real tensors ``(window, 2, z, y, x)``: real and imaginary part. The last convolution starts at
-    zero, so that an untrained network changes nothing. SiLU is smooth, so block-wise and whole-volume gradients agree
+    Takes real tensors ``(window, 2, z, y, x)``, real and imaginary part, or ``(window, 4, z, y, x)`` with
+    ``sees_gradient``, and gives ``(window, 2, z, y, x)``. The last convolution starts at zero, so that an untrained
+    network changes nothing. SiLU is smooth, so block-wise and whole-volume gradients agree
     to rounding. Weights start with the variance that keeps a signal's size through SiLU (gain 1.7).
 
     References
@@ -41,7 +45,9 @@ class ResidualCNN(nn.Module):
        IEEE TIP 26(7), 2017.
     """
 
-    def __init__(self, n_channels: int = 32, n_layers: int = 5, *, downsample: int = 1) -> None:
+    def __init__(
+        self, n_channels: int = 32, n_layers: int = 5, *, downsample: int = 1, sees_gradient: bool = False
+    ) -> None:
         super().__init__()
         for name, value, least in (
             ("n_channels", n_channels, 1),
@@ -50,8 +56,8 @@ class ResidualCNN(nn.Module):
         ):
             check_count(value, name, least)
         self.n_channels, self.n_layers, self.downsample = n_channels, n_layers, downsample
-        outer = 2 * downsample**3
-        widths = [outer] + [n_channels] * (n_layers - 1) + [outer]
+        self.sees_gradient = bool(sees_gradient)
+        widths = [n_inputs(self) * downsample**3] + [n_channels] * (n_layers - 1) + [2 * downsample**3]
         layers: list[nn.Module] = [SpaceToDepth(downsample)] if downsample > 1 else []
         for i, (n_in, n_out) in enumerate(pairwise(widths)):
             layers += [nn.Conv3d(n_in, n_out, 3, padding=1)] + ([nn.SiLU()] if i < n_layers - 1 else [])
@@ -64,9 +70,14 @@ class ResidualCNN(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the regularized volume, same shape as ``x``."""
-        result: Tensor = x + self.layers(channels_last(_GAIN * x)) / _GAIN
+        """Return the regularized volume, two channels."""
+        result: Tensor = x[:, :2] + self.layers(channels_last(_GAIN * x)) / _GAIN
         return result
+
+
+def n_inputs(regularizer: nn.Module) -> int:
+    """Return how many channels a regularizer takes: 4 if it has a true attribute ``sees_gradient``, else 2."""
+    return 4 if getattr(regularizer, "sees_gradient", False) else 2
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from blockkit.blockwise.reach import reach
 from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3, check_count, check_number, check_shape3
 from blockkit.mbdl.footprint import PARTS, Case, blocks_of, predict_run, scratch_rate
+from blockkit.mbdl.networks import n_inputs
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
 GIB = 2**30
@@ -128,7 +129,7 @@ def largest_block(model: UnrolledNetwork, case: Case, budget: float) -> tuple[Sh
     """Return the largest block with which a run takes at most ``budget`` bytes, or the smallest, and what it takes."""
     network = model.regularizers[0]
     few = UnrolledNetwork(network, min(model.n_unrolls, 2), data_term=model.data_term, offload=model.offload)
-    blocks = candidates(case.image_shape, reach(network, n_channels=2).stride)
+    blocks = candidates(case.image_shape, reach(network, n_channels=n_inputs(network)).stride)
     found = _with_block(model, blocks[-1], case)
     more_unrolls = found.bytes - _with_block(few, blocks[-1], case).bytes
     too_large, fits = -1, len(blocks) - 1

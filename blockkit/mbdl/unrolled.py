@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from blockkit.blockwise.blocks import apply_blockwise
 from blockkit.blockwise.reach import reach
 from blockkit.checks import check_complex, check_count, check_tensor
-from blockkit.mbdl.data_consistency import DATA_TERMS, DataTerm, gradient_step, prepare, proximal_step
+from blockkit.mbdl.data_consistency import (
+    DATA_TERMS,
+    DataTerm,
+    gradient_channels,
+    gradient_step,
+    prepare,
+    proximal_step,
+)
+from blockkit.mbdl.networks import n_inputs
 from blockkit.mbdl.offload import OFFLOADS, offloading
 from blockkit.physics.sense import Encoding
 
@@ -25,7 +33,9 @@ class UnrolledNetwork(nn.Module):
     Parameters
     ----------
     regularizer
-        Feed-forward network on real ``(window, 2, z, y, x)``, same shape out: real and imaginary part.
+        Feed-forward network on real ``(window, 2, z, y, x)``, same shape out: real and imaginary part. If it has a
+        true attribute ``sees_gradient``, as :class:`ResidualCNN` offers, its input is ``(window, 4, z, y, x)``: after
+        the image the gradient :math:`N x_k - b`, which tells it where the data object, and how loudly.
     n_unrolls
         Number of unrolls.
     block_shape
@@ -66,6 +76,8 @@ class UnrolledNetwork(nn.Module):
             raise ValueError(f"data_term is {data_term!r}, expected one of {', '.join(map(repr, DATA_TERMS))}.")
         if offload not in OFFLOADS:
             raise ValueError(f"offload is {offload!r}, expected one of {', '.join(map(repr, OFFLOADS))}.")
+        if n_inputs(regularizer) == 4 and data_term == "cg":
+            raise ValueError("data_term is 'cg', which has no gradient for the regularizer to see: use 'density'.")
         self.n_unrolls = check_count(n_unrolls, "n_unrolls")
         self.block_shape, self.offload = block_shape, offload
         self.shared_weights, self.data_term = shared_weights, data_term
@@ -97,15 +109,17 @@ class UnrolledNetwork(nn.Module):
             yield x
 
     def data_consistency(self, x: Tensor, k: int, data: DataTerm) -> Tensor:
-        """Step ``k`` towards the data: image to image."""
+        """Step ``k`` towards the data: image to image, or to real channels of image and gradient ``(4, z, y, x)``."""
+        if n_inputs(self.regularizers[0]) == 4:
+            return gradient_channels(x, self.step_size[k], data)
         if self.data_term == "cg":
             return proximal_step(x, self.step_size[k].abs() * 0.05, data)
         return gradient_step(x, self.step_size[k], data)
 
     def regularize(self, z: Tensor, k: int) -> Tensor:
-        """Pass a complex image through the regularizer of unroll ``k``: whole, or block by block."""
+        """Pass what :meth:`data_consistency` gave through the regularizer of unroll ``k``: whole, or block by block."""
         network = self.regularizers[0 if self.shared_weights else k]
-        channels = torch.view_as_real(z).movedim(-1, 0).contiguous()
+        channels = torch.view_as_real(z).movedim(-1, 0).contiguous() if z.is_complex() else z
         padded = _pad_to_stride(channels, network, required=self.block_shape is not None)
         if self.block_shape is None:
             result = network(padded[None])[0]
@@ -113,7 +127,8 @@ class UnrolledNetwork(nn.Module):
             result = apply_blockwise(network, padded, self.block_shape)
         if len(result) != 2:
             raise ValueError(f"The regularizer gives {len(result)} channels, expected 2: real and imaginary part.")
-        result = result[:, : z.shape[0], : z.shape[1], : z.shape[2]]
+        nz, ny, nx = z.shape[-3:]
+        result = result[:, :nz, :ny, :nx]
         return torch.view_as_complex(result.movedim(0, -1).contiguous())
 
 
@@ -132,7 +147,7 @@ def _check_precision(kspace: Tensor, regularizers: nn.Module) -> None:
 def _pad_to_stride(x: Tensor, network: nn.Module, *, required: bool) -> Tensor:
     """Pad the far edges with zeros to a multiple of the network's stride: alike for whole and block-wise runs."""
     try:
-        stride = reach(network, n_channels=2).stride
+        stride = reach(network, n_channels=len(x)).stride
     except ValueError:
         if required:
             raise

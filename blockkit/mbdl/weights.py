@@ -16,7 +16,7 @@ from blockkit.mbdl.unrolled import UnrolledNetwork
 
 SHIPPED = "pulmonary_mbdl.safetensors"
 _FORMAT = "blockkit-model-1"
-_RESIDUAL_CNN = ("n_channels", "n_layers", "downsample")
+_RESIDUAL_CNN = ("n_channels", "n_layers", "downsample", "sees_gradient")
 
 
 def save_weights(model: UnrolledNetwork, path: str | Path) -> None:
@@ -75,7 +75,8 @@ def describe(model: UnrolledNetwork) -> dict[str, object]:
     network = model.regularizers[0]
     regularizer: dict[str, object] = {"name": type(network).__name__}
     if isinstance(network, ResidualCNN):
-        regularizer |= {name: int(getattr(network, name)) for name in _RESIDUAL_CNN}
+        sizes = {name: int(getattr(network, name)) for name in _RESIDUAL_CNN}
+        regularizer |= {name: size for name, size in sizes.items() if size}  # sees_gradient only where it is true
     return {
         "n_unrolls": model.n_unrolls,
         "shared_weights": model.shared_weights,
@@ -112,7 +113,7 @@ def _read_description(text: str, n_values: int, path: str | Path) -> dict[str, A
     """Return what :func:`describe` gave for a model of ``n_values`` numbers in all, or raise."""
     try:
         description = json.loads(text)
-        network = description["regularizer"]
+        network = {"sees_gradient": 0} | description["regularizer"]
         sizes = {name: int(str(network[name])) for name in _RESIDUAL_CNN if network["name"] == ResidualCNN.__name__}
         n_unrolls = int(description["n_unrolls"])
         if max([n_unrolls, *sizes.values()]) > n_values:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from blockkit.mbdl.data_consistency import gradient_step, prepare, proximal_step
+from blockkit.mbdl.data_consistency import gradient_channels, gradient_step, prepare, proximal_step
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.sense import Encoding
 from blockkit.physics.trajectory import radial_3d
@@ -47,6 +47,22 @@ def test_the_gradient_step_passes_gradcheck_in_image_step_size_and_right_hand_si
     assert torch.autograd.gradcheck(
         step, (image.requires_grad_(), tau, data.b.clone().requires_grad_()), fast_mode=True
     )
+
+
+def test_the_gradient_channels_are_the_step_and_the_gradient_and_pass_gradcheck():
+    A, kspace, image = make_scan()
+    data = prepare(A, kspace)
+    tau = torch.tensor(0.9, dtype=torch.float64)
+    channels = gradient_channels(image, tau, data)
+    g = data.normal(image) - data.b
+    for pair, expected in zip(channels.split(2), (gradient_step(image, tau, data), g), strict=True):
+        assert torch.allclose(torch.complex(pair[0], pair[1]), expected, rtol=1e-12, atol=1e-12)
+
+    def step(x, tau, b):
+        return gradient_channels(x, tau, type(data)(data.normal, b, data.start, data.scale))
+
+    leaves = (image.requires_grad_(), tau.requires_grad_(), data.b.clone().requires_grad_())
+    assert torch.autograd.gradcheck(step, leaves, fast_mode=True)
 
 
 def test_the_proximal_step_solves_its_equation_and_its_backward_is_implicit():

@@ -33,9 +33,9 @@ def make_scan():
     return A, A(image), image
 
 
-def make_model(offload, n_unrolls=3, **options):
+def make_model(offload, n_unrolls=3, *, sees_gradient=False, **options):
     torch.manual_seed(0)
-    network = ResidualCNN(4, 3, downsample=2)
+    network = ResidualCNN(4, 3, downsample=2, sees_gradient=sees_gradient)
     nn.init.normal_(network.layers[-2].weight, std=0.1)
     return UnrolledNetwork(network, n_unrolls, offload=offload, **options)
 
@@ -62,19 +62,20 @@ def test_offload_changes_no_value_and_no_gradient(offload, block_shape, shared_w
         assert theirs.any()
 
 
-def peak_of(offload, n_unrolls, scan):
-    model = make_model(offload, n_unrolls, block_shape=(12, 14, 12))
+def peak_of(offload, n_unrolls, scan, sees_gradient):
+    model = make_model(offload, n_unrolls, sees_gradient=sees_gradient, block_shape=(12, 14, 12))
     step(model, *scan)  # makes the operator's own parts, which stay
     with measure_peak() as peak:
         step(model, *scan)
     return peak.bytes
 
 
-def test_an_unroll_keeps_two_volumes_and_with_offload_none():
+@pytest.mark.parametrize("sees_gradient", [False, True])
+def test_an_unroll_keeps_two_volumes_and_with_offload_none(sees_gradient):
     scan = make_scan()
-    few, many = peak_of(None, 3, scan), peak_of(None, 8, scan)
+    few, many = (peak_of(None, n_unrolls, scan, sees_gradient) for n_unrolls in (3, 8))
     assert many - few == pytest.approx(5 * 2 * VOLUME, rel=1e-3)
-    few, many = peak_of("disk", 3, scan), peak_of("disk", 8, scan)
+    few, many = (peak_of("disk", n_unrolls, scan, sees_gradient) for n_unrolls in (3, 8))
     assert many - few < 1000  # the step sizes
 
 

@@ -24,6 +24,7 @@ MODELS = {
     "own weights": {"block_shape": (8, 10, 8), "shared_weights": False},
     "disk": {"block_shape": (12, 8, 6), "offload": "disk"},
     "cg": {"block_shape": (8, 8, 8), "data_term": "cg"},
+    "sees gradient": {"block_shape": (8, 10, 8), "shared_weights": False},
 }
 CASES = {
     "few coils": Case((24, 20, 22), 2, 900),
@@ -37,13 +38,17 @@ CASES = {
 }
 
 
+def make_network(of_model):
+    return ResidualCNN(5, 3, sees_gradient=of_model == "sees gradient")
+
+
 @pytest.mark.filterwarnings("ignore:.*trajectory")
 @pytest.mark.parametrize("of_case", CASES)
 @pytest.mark.parametrize("of_model", MODELS)
 @pytest.mark.parametrize("n_unrolls", [1, 4])
 def test_the_prediction_is_the_counted_peak_to_the_byte(of_model, of_case, n_unrolls):
     case = CASES[of_case]
-    model = UnrolledNetwork(ResidualCNN(5, 3), n_unrolls, **MODELS[of_model])
+    model = UnrolledNetwork(make_network(of_model), n_unrolls, **MODELS[of_model])
     model = model.double() if case.dtype == torch.complex128 else model
     predicted = predict_run(model, case)
     assert all(p.grad is None for p in model.parameters())

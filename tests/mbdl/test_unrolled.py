@@ -33,12 +33,17 @@ def loss_and_gradients(model, A, kspace, target):
     return loss.detach(), [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("data_term", ["density", "unweighted", "cg"])
+@pytest.mark.parametrize(
+    ("data_term", "sees_gradient"),
+    [("density", False), ("unweighted", False), ("cg", False), ("density", True), ("unweighted", True)],
+)
 @pytest.mark.parametrize("shared_weights", [True, False])
 @pytest.mark.parametrize("block_shape", [(4, 4, 4), (6, 2, 8), (64, 64, 64)])
-def test_any_block_shape_gives_the_loss_and_gradients_of_naive_backprop(data_term, shared_weights, block_shape):
+def test_any_block_shape_gives_the_loss_and_gradients_of_naive_backprop(
+    data_term, sees_gradient, shared_weights, block_shape
+):
     A, kspace, target = make_scan()
-    network = awake(ResidualCNN(3, 2, downsample=2).double())
+    network = awake(ResidualCNN(3, 2, downsample=2, sees_gradient=sees_gradient).double())
     results = []
     for shape in (None, block_shape):
         model = UnrolledNetwork(network, 2, block_shape=shape, shared_weights=shared_weights, data_term=data_term)
@@ -50,10 +55,31 @@ def test_any_block_shape_gives_the_loss_and_gradients_of_naive_backprop(data_ter
         assert torch.linalg.vector_norm(theirs) > 0
 
 
+def test_the_gradient_reaches_the_regularizer_and_changes_the_image():
+    A, kspace, _ = make_scan()
+    network = awake(ResidualCNN(3, 2, downsample=2, sees_gradient=True).double())
+    image = UnrolledNetwork(network, 2)(A, kspace)
+    with torch.no_grad():
+        network.layers[1].weight[:, 16:] = 0  # what comes of the two channels of the gradient, by 2 x 2 x 2
+        blind = ResidualCNN(3, 2, downsample=2).double()
+        blind.layers[1].weight.copy_(network.layers[1].weight[:, :16])
+        for name in ("layers.1.bias", "layers.3.weight", "layers.3.bias"):
+            blind.get_parameter(name).copy_(network.get_parameter(name))
+    unseen = UnrolledNetwork(network, 2)(A, kspace)
+    assert torch.linalg.vector_norm(image - unseen) > 1e-3 * torch.linalg.vector_norm(unseen)
+    assert torch.allclose(unseen, UnrolledNetwork(blind, 2)(A, kspace), rtol=1e-10, atol=1e-12)
+
+
+def test_conjugate_gradient_has_no_gradient_to_show():
+    with pytest.raises(ValueError, match=r"'cg'.*no gradient.*'density'"):
+        UnrolledNetwork(ResidualCNN(3, 2, sees_gradient=True), 2, data_term="cg")
+
+
+@pytest.mark.parametrize("sees_gradient", [False, True])
 @pytest.mark.parametrize("shape", [(9, 11, 7), (1, 12, 9)])
-def test_a_volume_that_the_stride_does_not_divide_is_padded_alike_whole_and_block_wise(shape):
+def test_a_volume_that_the_stride_does_not_divide_is_padded_alike_whole_and_block_wise(shape, sees_gradient):
     A, kspace, target = make_scan(shape)
-    network = awake(ResidualCNN(3, 2, downsample=2).double())
+    network = awake(ResidualCNN(3, 2, downsample=2, sees_gradient=sees_gradient).double())
     whole = loss_and_gradients(UnrolledNetwork(network, 2), A, kspace, target)
     blocks = loss_and_gradients(UnrolledNetwork(network, 2, block_shape=(4, 4, 4)), A, kspace, target)
     assert abs(whole[0] - blocks[0]) < 1e-10 * whole[0]

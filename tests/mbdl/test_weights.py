@@ -12,8 +12,8 @@ from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import load_model, save_weights, write_tensors
 
 
-def make(**options):
-    return UnrolledNetwork(ResidualCNN(4, 3, downsample=2), 3, **options)
+def make(*, sees_gradient=False, **options):
+    return UnrolledNetwork(ResidualCNN(4, 3, downsample=2, sees_gradient=sees_gradient), 3, **options)
 
 
 class Custom(nn.Module):
@@ -25,7 +25,7 @@ class Custom(nn.Module):
         return x + self.conv(x)
 
 
-@pytest.mark.parametrize("options", [{}, {"shared_weights": False}, {"data_term": "cg"}])
+@pytest.mark.parametrize("options", [{}, {"shared_weights": False}, {"data_term": "cg"}, {"sees_gradient": True}])
 def test_a_model_comes_back_from_its_file_with_the_same_weights_and_description(tmp_path, options):
     model = make(**options)
     with torch.no_grad():

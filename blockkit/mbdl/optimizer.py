@@ -33,8 +33,8 @@ class KernelOptimizer:
         self, parameters: Iterable[nn.Parameter], learning_rate: float, schedule: Callable[[int], float]
     ) -> None:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        self.kernels = [parameter for parameter in trained if parameter.ndim > 1 and not parameter.is_complex()]
-        others = [parameter for parameter in trained if parameter.ndim < 2 or parameter.is_complex()]
+        self.kernels = [parameter for parameter in trained if self.is_kernel(parameter)]
+        others = [parameter for parameter in trained if not self.is_kernel(parameter)]
         # Muon takes matrices alone: these are the kernels' other face, and share their memory where it is contiguous
         self.matrices = [nn.Parameter(_as_matrix(kernel)) for kernel in self.kernels]
         self.learning_rate, self.schedule, self.n_steps = learning_rate, schedule, 0
@@ -43,6 +43,11 @@ class KernelOptimizer:
             self.parts["muon"] = torch.optim.Muon(self.matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
         if others:
             self.parts["adam"] = torch.optim.Adam(others)
+
+    @staticmethod
+    def is_kernel(parameter: Tensor) -> bool:
+        """Tell whether Muon trains it: two axes or more, and real."""
+        return parameter.ndim > 1 and not parameter.is_complex()
 
     def step(self) -> None:
         """Take a step along the gradients that the parameters hold."""

@@ -1,0 +1,152 @@
+"""How long a whole reconstruction takes, and what it is worth: PSNR against time for MBDL and for each baseline.
+
+One scan of a phantom never trained on: 96^3, 8 coils, acceleration 8, noise 2 %. Every point is a reconstruction of its
+own, in a process of its own, timed from arrays in memory to the image: density compensation, kernel, bound of the
+largest eigenvalue and gridding count for blockkit, set-up for the others. Start of the process, imports, SigPy's
+compilation and reading of the scan do not count, except for BART, whose command is timed as a whole. The weight of each
+baseline is the best of three on a validation phantom at 100 iterations; iterations are doubled until that gains less
+than 0.1 dB. Points are kept in build/speed/, so that a run that was stopped goes on. Run it on a quiet machine. Writes
+benchmarks/results/speed.md.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from baselines import BASELINES, Baseline
+from common import ROOT, machine
+
+import blockkit as bk
+
+KEPT = ROOT / "build" / "speed"
+IMAGE_SHAPE, FINE_SHAPE, N_COILS = (96, 96, 96), (144, 144, 144), 8
+TEST_SEED, VALIDATION_SEED = 3000, 2990
+TIMED = ("own", "bart_wavelet", "bart_haar", "sigpy_wavelet")
+FIRST, MOST, TUNED_AT = 25, 800, 100
+PLATEAU_DB = 0.1
+
+
+def kept_scan(seed: int) -> Path:
+    """Return the file of a seed's scan, made if it is not there."""
+    path = KEPT / f"scan_{seed}.h5"
+    if not path.exists():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        n_spokes = round(np.pi / 2 * max(IMAGE_SHAPE) ** 2 / 8)
+        volume = bk.pulmonary_phantom(FINE_SHAPE, seed=seed)
+        scan = bk.simulate_scan(volume, IMAGE_SHAPE, n_coils=N_COILS, n_spokes=n_spokes, noise=0.02, seed=seed)
+        scan.save(path)
+    return path
+
+
+def in_process(seed: int, precision: str) -> dict[str, float]:
+    """Reconstruct by MBDL, once, and return seconds and scores: for a process of its own."""
+    scan, model = bk.load_scan(kept_scan(seed)), bk.pretrained()
+    half = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    began = time.perf_counter()
+    with torch.no_grad(), half:
+        image = model(bk.Encoding(scan.trajectory, scan.maps), scan.kspace)
+    return scores(image, scan, time.perf_counter() - began)
+
+
+def scores(image: torch.Tensor, scan: bk.Scan, seconds: float) -> dict[str, float]:
+    """Return what a point is."""
+    return {"seconds": seconds, "psnr": bk.psnr(image, scan.reference), "ssim": bk.ssim(image, scan.reference)}
+
+
+def kept(name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return the point kept by this name, or make it and keep it."""
+    path = KEPT / f"{name}.json"
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+        print(name, {key: round(value, 3) for key, value in json.loads(path.read_text()).items()}, flush=True)
+    point: dict[str, float] = json.loads(path.read_text())
+    return point
+
+
+def mbdl(precision: str) -> dict[str, float]:
+    """Return the point of MBDL, from a process of its own."""
+    command = [sys.executable, __file__, "--in-process", precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    point: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return point
+
+
+def baseline_point(baseline: Baseline, seed: int, weight: float, n_iterations: int) -> dict[str, float]:
+    """Return the point of a baseline."""
+    scan = bk.load_scan(kept_scan(seed))
+    image, seconds = baseline.timed(scan, weight, n_iterations)
+    return scores(image, scan, seconds)
+
+
+def curve(baseline: Baseline) -> tuple[float, dict[int, dict[str, float]]]:
+    """Return the weight of a baseline and its points by number of iterations, up to its plateau."""
+
+    def point(seed: int, weight: float, n: int) -> dict[str, float]:
+        make = functools.partial(baseline_point, baseline, seed, weight, n)
+        return kept(f"{baseline.key}_{seed}_{weight:g}_{n}", make)
+
+    weights = [baseline.weight / 2, baseline.weight, 2 * baseline.weight]
+    weight = max(weights, key=lambda weight: point(VALIDATION_SEED, weight, TUNED_AT)["psnr"])
+    points, n = {FIRST: point(TEST_SEED, weight, FIRST)}, FIRST
+    while n < MOST:
+        n *= 2
+        points[n] = point(TEST_SEED, weight, n)
+        if points[n]["psnr"] - points[n // 2]["psnr"] < PLATEAU_DB:
+            break
+    return weight, points
+
+
+def converged(points: dict[int, dict[str, float]]) -> int | None:
+    """Return the least iterations within 0.1 dB of the plateau, or None if there was none."""
+    *_, before, last = points
+    if points[last]["psnr"] - points[before]["psnr"] >= PLATEAU_DB:
+        return None
+    best = max(point["psnr"] for point in points.values())
+    return next(n for n, point in points.items() if point["psnr"] > best - PLATEAU_DB)
+
+
+def row(name: str, point: dict[str, float], note: str) -> str:
+    return f"| {name} | {point['seconds']:.1f} | {point['psnr']:.2f} | {point['ssim']:.3f} | {note} |"
+
+
+def main() -> None:
+    """Measure what is not kept yet, and write the table."""
+    if sys.argv[1:2] == ["--in-process"]:
+        print(json.dumps(in_process(TEST_SEED, sys.argv[2])))
+        return
+    kept_scan(TEST_SEED), kept_scan(VALIDATION_SEED)
+    ours = {precision: kept(f"mbdl_{precision}", functools.partial(mbdl, precision)) for precision in ("single", "bfloat16")}
+    size = " x ".join(map(str, IMAGE_SHAPE))
+    lines = ["# PSNR against time", "", f"`python benchmarks/speed.py`, {machine()}; {size}, {N_COILS} coils, acceleration 8."]
+    lines += ["", "| method | seconds | PSNR dB | SSIM | |", "| --- | --- | --- | --- | --- |"]
+    lines += [row(f"MBDL, {precision}", point, "") for precision, point in ours.items()]
+    ratios = []
+    for baseline in BASELINES:
+        if baseline.key not in TIMED:
+            continue
+        if (why := baseline.missing()) is not None:
+            lines.append(f"| {baseline.name} | | | | skipped: {why} |")
+            continue
+        weight, points = curve(baseline)
+        there = converged(points)
+        for n, point in points.items():
+            note = "converged" if n == there else ""
+            lines.append(row(f"{baseline.name}, weight {weight:g}, {n} iterations", point, note))
+        if there is not None:
+            ratio = [points[there]["seconds"] / point["seconds"] for point in ours.values()]
+            gain = min(point["psnr"] for point in ours.values()) - points[there]["psnr"]
+            ratios.append(f"{baseline.name}: MBDL is {ratio[0]:.1f} x faster ({ratio[1]:.1f} x in bfloat16), {gain:+.2f} dB.")
+    lines += ["", *ratios]
+    (ROOT / "benchmarks" / "results" / "speed.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(ratios))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3
 from blockkit.ledger import part
 from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.held_out import HeldOut
 from blockkit.mbdl.loss import training_loss
 from blockkit.mbdl.networks import n_inputs
 from blockkit.mbdl.optimizer import KernelOptimizer
@@ -52,6 +53,8 @@ class Case:
     tolerance: float = 1e-4
     normal: str = "auto"
     dtype: torch.dtype = torch.complex64
+    n_held_out: int = 0
+    """Samples of the ``n_samples`` that only the loss sees; 0: the loss compares with a reference."""
     scratch_rate: float = 0.0
     """Bytes a voxel of the windows that kernels take for themselves, from :func:`scratch_rate`."""
 
@@ -142,24 +145,38 @@ def run_from_nothing(model: UnrolledNetwork, case: Case) -> None:
     with part("kspace"):
         _kspace = torch.zeros(case.n_coils, case.n_samples, dtype=case.dtype)  # alive, as a scan's is
         trajectory, weights = torch.zeros(case.n_samples, 3), torch.zeros(case.n_samples)
+    n_held_out = case.n_held_out if case.training else 0
     with part("nufft"):
         how = {"normal": case.normal, "tolerance": case.tolerance, "coils_at_once": case.coils_at_once}
-        A = Encoding(trajectory, maps, weights=weights, **how)  # type: ignore[arg-type]
+        A = Encoding(trajectory[n_held_out:], maps, weights=weights[n_held_out:], **how)  # type: ignore[arg-type]
         if A.normal_kind == "toeplitz":
             vars(A)["toeplitz"] = Toeplitz(torch.zeros(padded_shape(shape)), shape)
         else:
-            _plan = torch.zeros(PLAN_BYTES, case.n_samples, dtype=torch.uint8)  # kept between calls
+            _plan = _plan_of(A)
+        if n_held_out:
+            other = Encoding(trajectory[:n_held_out], maps, weights=weights[:n_held_out], tolerance=case.tolerance)
+            _other_plan = _plan_of(other)
     with part("images"):
         b, start = (torch.zeros(shape, dtype=case.dtype) for _ in range(2))
         data = DataTerm(lambda x: A.normal(x).div_(1.0), b, start, torch.ones((), dtype=case.dtype.to_real()))
         if case.training:
-            _train(model, data, torch.zeros(shape, dtype=case.dtype))
+            _train(model, data, _held_out(other, case) if n_held_out else torch.zeros(shape, dtype=case.dtype))
         else:
             with torch.no_grad():
                 model.unroll(data)
 
 
-def _train(model: UnrolledNetwork, data: DataTerm, reference: torch.Tensor) -> None:
+def _plan_of(A: Encoding) -> torch.Tensor:
+    """Stand for what the NUFFT keeps between calls."""
+    return torch.zeros(PLAN_BYTES, A.out_shape[1], dtype=torch.uint8)
+
+
+def _held_out(A: Encoding, case: Case) -> HeldOut:
+    with part("kspace"):
+        return HeldOut(A, torch.zeros(A.out_shape, dtype=case.dtype))
+
+
+def _train(model: UnrolledNetwork, data: DataTerm, target: torch.Tensor | HeldOut) -> None:
     """Take the second step of a training run: the optimizer has its state from the first."""
     with part("weights"):
         optimizer = KernelOptimizer(model.parameters(), 1e-3, lambda _: 1.0)
@@ -167,7 +184,7 @@ def _train(model: UnrolledNetwork, data: DataTerm, reference: torch.Tensor) -> N
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         optimizer.step()
     model.zero_grad(set_to_none=True)
-    training_loss(model, data, reference)[0].backward()  # type: ignore[no-untyped-call]
+    training_loss(model, data, target)[0].backward()  # type: ignore[no-untyped-call]
     with part("weights"):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

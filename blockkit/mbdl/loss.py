@@ -1,5 +1,6 @@
 """What training minimizes."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.held_out import HeldOut
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
 EARLIER_UNROLLS = 0.3  # weight in the loss of the image after each unroll but the last
@@ -40,12 +42,16 @@ def _norm(image: Tensor) -> Tensor:
     return norm
 
 
-def training_loss(model: UnrolledNetwork, data: DataTerm, reference: Tensor) -> tuple[Tensor, Tensor]:
+def training_loss(model: UnrolledNetwork, data: DataTerm, target: Tensor | HeldOut) -> tuple[Tensor, Tensor]:
     """Return what is minimized, and the relative error of the last unroll, which counts fully in it.
 
-    The images of the earlier unrolls count :data:`EARLIER_UNROLLS` each.
+    The images of the earlier unrolls count :data:`EARLIER_UNROLLS` each. ``target`` is a reference, in the scan's unit,
+    or samples that ``data`` has not seen.
     """
-    target = reference / data.scale
+    if isinstance(target, HeldOut):
+        error = target.relative_error
+    else:
+        error = partial(relative_error, reference=target / data.scale)
     with model.offloading(data):
-        *earlier, last = (relative_error(x, target) for x in model.iterates(data))
+        *earlier, last = (error(x) for x in model.iterates(data))
     return last + EARLIER_UNROLLS * sum(earlier), last.detach()

@@ -1,5 +1,6 @@
 """Refuse to start what will not fit into the memory that is free."""
 
+import math
 from math import prod
 
 import torch
@@ -13,7 +14,7 @@ from blockkit.mbdl.unrolled import UnrolledNetwork
 TENSORS_A_CHANNEL = 16  # of 4 bytes, that naive backprop keeps at most for an output channel of a kernel, in a voxel
 
 
-def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: str) -> None:
+def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: str, share_held_out: float = 0.0) -> None:
     """Raise if a training step or a reconstruction takes more memory than is free on the model's device.
 
     What it takes comes from a trace, without what is loaded already, the scan and the weights, and with the scratch of
@@ -27,6 +28,8 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
         True: a training step. False: a reconstruction.
     unless
         What to type to start all the same; part of the message.
+    share_held_out
+        The share of the samples that only the loss sees, in self-supervised training.
 
     Raises
     ------
@@ -38,7 +41,9 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
     if free is None or prod(scan.image_shape) * _most_bytes_a_voxel(model) < free:
         return  # no need of a trace, which takes seconds
     rate = _scratch_rate(model, device, training=training)
-    case = Case(scan.image_shape, scan.n_coils, scan.kspace.shape[1], training, scratch_rate=rate)
+    n_samples = scan.kspace.shape[1]
+    n_held_out = math.ceil(share_held_out * n_samples)
+    case = Case(scan.image_shape, scan.n_coils, n_samples, training, n_held_out=n_held_out, scratch_rate=rate)
     loaded = _loaded(model, case)
     needed = predict_run(model, case).bytes - loaded
     if needed <= free:

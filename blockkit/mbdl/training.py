@@ -2,10 +2,7 @@
 
 import json
 import math
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,14 +15,18 @@ from blockkit.checks import check_count
 from blockkit.data.scan import Scan
 from blockkit.mbdl.augmentation import mirrored
 from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.held_out import HeldOut
+from blockkit.mbdl.interrupt import interruptible
 from blockkit.mbdl.loss import training_loss
 from blockkit.mbdl.optimizer import KernelOptimizer
 from blockkit.mbdl.prepared import PreparedScans
 from blockkit.mbdl.room import check_room
+from blockkit.mbdl.splitting import SplitScans
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import describe, read_tensors, write_tensors
 from blockkit.metrics import psnr
 
+TARGETS = ("reference", "self")
 _FORMAT = "blockkit-training-1"
 
 
@@ -36,9 +37,11 @@ class History:
     Attributes
     ----------
     losses
-        Relative L2 error of each step's scan.
+        Relative L2 error of each step's scan: of the image, or of the held-out samples.
     validation
-        ``(step, mean PSNR in dB over the validation scans)``, once every pass over the scans.
+        ``(step, score)``, once every pass over the scans. With ``target="reference"`` the score is the mean PSNR of the
+        validation scans in dB, the highest is the best; with ``target="self"`` it is their mean relative L2 error on
+        held-out samples, the lowest is the best.
     interrupted
         True if the run was stopped before its last step.
     """
@@ -52,6 +55,7 @@ def fit(
     model: UnrolledNetwork,
     scans: Sequence[Scan],
     *,
+    target: str = "reference",
     validation: Sequence[Scan] = (),
     n_steps: int = 1000,
     learning_rate: float = 1e-3,
@@ -65,8 +69,14 @@ def fit(
     The image of the last unroll counts fully, and those of the earlier ones 0.3 each, so that every unroll learns from
     the first step on. Kernels are trained by Muon and the rest by Adam (:mod:`blockkit.mbdl.optimizer`). The learning
     rate rises over the first twentieth and then falls to a hundredth by half a cosine. Scans are taken in an order
-    drawn from ``seed`` anew for each pass. With validation scans, the weights with the best mean PSNR are the ones in
+    drawn from ``seed`` anew for each pass. With validation scans, the weights with the best score are the ones in
     ``model`` at the end, also if the run fails.
+
+    ``target="self"`` needs no reference [1]_: the readouts of a scan are dealt into four folds, drawn from ``seed``.
+    Each pass holds another fold out of the data term, and the loss is the relative L2 error of what the image gives
+    there, weighted by the density compensation (:mod:`blockkit.mbdl.splitting` says why). Noise cannot be predicted, so
+    a good image does not bring the loss near 0. A scan is prepared four times, once a fold. To reconstruct, use all of
+    it.
 
     Gradients are clipped to norm 1. Inside ``torch.autocast("cpu", dtype=torch.bfloat16)`` the regularizer computes in
     half precision; the data consistency and the weights stay in single precision. Ctrl-C ends the run after the step
@@ -77,9 +87,12 @@ def fit(
     model
         Trained on the device where its weights are.
     scans
-        Scans with a ``reference``; a lazy sequence is read as it is indexed.
+        Scans with a ``reference``, unless ``target`` is ``"self"``; a lazy sequence is read as it is indexed.
+    target
+        What to train towards: ``"reference"``, the scans' references, or ``"self"``, their own held-out samples.
     validation
-        Scans with a ``reference``, never trained on.
+        Scans like ``scans``, never trained on. With ``target="self"`` a fold that does not depend on ``seed`` is held
+        out, and references are not looked at.
     n_steps
         Steps in all, those of a resumed run included.
     learning_rate
@@ -90,33 +103,37 @@ def fit(
     checkpoint
         File to write after every pass and at the end, and to resume from if it exists.
     seed
-        Draws the order of the scans, and the augmentation.
+        Draws the order of the scans, the folds, and the augmentation.
     check_memory
         Refuse to start if a step is predicted to take more memory than is free.
 
     Raises
     ------
     ValueError
-        If a scan has no reference or a reference of zeros, a loss is not finite, or ``checkpoint`` belongs to another
-        model or run or cannot be written.
+        If a scan has no reference or a reference of zeros; with ``target="self"``, if it has fewer than eight readouts
+        or no signal; if a loss is not finite, or ``checkpoint`` belongs to another model or run or cannot be written.
     TypeError
         If ``model`` or a scan is something else.
     MemoryError
         If a step will not fit: the message names the block with which it would.
+
+    References
+    ----------
+    .. [1] Yaman et al., "Self-supervised learning of physics-guided reconstruction neural networks without fully
+       sampled reference data", MRM 84:3172-3191, 2020, doi:10.1002/mrm.28378.
     """
     check_count(n_steps, "n_steps")
-    _check_arguments(model, scans, checkpoint)
-    run = _Run(model, n_steps, learning_rate, seed, len(scans), augment)
+    _check_arguments(model, scans, target, checkpoint)
+    run = _Run(model, n_steps, learning_rate, seed, len(scans), augment, target)
     if checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
-    check = partial(check_room, model, training=True, unless="fit(..., check_memory=False)") if check_memory else None
-    terms, held_out = PreparedScans("scans", scans, model, check), PreparedScans("validation", validation, model)
+    terms, held_out = _made_ready(model, scans, validation, run, check_memory=check_memory)
     try:
-        with _interruptible() as interrupt, tqdm(total=n_steps, initial=run.step, unit="step") as bar:
-            for data_and_reference in held_out if run.step == 0 else ():
-                del data_and_reference  # looked at before the first step: a bad one is named now
+        with interruptible() as interrupt, tqdm(total=n_steps, initial=run.step, unit="step") as bar:
+            for data_and_target in held_out if run.step == 0 else ():
+                del data_and_target  # looked at before the first step: a bad one is named now
             while run.step < n_steps and not interrupt.is_set():
-                loss = run.train_step(*terms[run.next_scan()])
+                loss = run.train_step(*terms.get(*run.next_scan()))
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
                 if run.step % len(scans) == 0 or run.step == n_steps:
@@ -135,9 +152,17 @@ class _Run:
     """A training run: model, optimizer, position and history, all of which a checkpoint holds."""
 
     def __init__(
-        self, model: UnrolledNetwork, n_steps: int, learning_rate: float, seed: int, n_scans: int, augment: bool
+        self,
+        model: UnrolledNetwork,
+        n_steps: int,
+        learning_rate: float,
+        seed: int,
+        n_scans: int,
+        augment: bool,
+        target: str,
     ) -> None:
-        self.model, self.n_steps, self.seed, self.n_scans, self.augment = model, n_steps, seed, n_scans, augment
+        self.model, self.n_steps, self.seed, self.n_scans = model, n_steps, seed, n_scans
+        self.augment, self.target = augment, target
         self.optimizer = KernelOptimizer(model.parameters(), learning_rate, self._rate)
         self.best: dict[str, Tensor] = {}
         self.history = History()
@@ -151,16 +176,17 @@ class _Run:
         rise = min(1.0, (step + 1) / max(1, self.n_steps // 20))
         return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.n_steps))))
 
-    def next_scan(self) -> int:
+    def next_scan(self) -> tuple[int, int]:
+        """Return the number of the next step's scan, and of the pass over the scans."""
         epoch, position = divmod(self.step, self.n_scans)
-        return int(torch.randperm(self.n_scans, generator=_generator(self.seed, epoch, 0))[position])
+        return int(torch.randperm(self.n_scans, generator=_generator(self.seed, epoch, 0))[position]), epoch
 
-    def train_step(self, data: DataTerm, reference: Tensor) -> float:
+    def train_step(self, data: DataTerm, target: Tensor | HeldOut) -> float:
         if self.augment:
-            data, reference = mirrored(data, reference, _generator(self.seed, self.step, 1))
+            data, target = mirrored(data, target, _generator(self.seed, self.step, 1))
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        loss, error = training_loss(self.model, data, reference)
+        loss, error = training_loss(self.model, data, target)
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(error)
         if not math.isfinite(value):
@@ -178,10 +204,18 @@ class _Run:
         if not len(scans):
             return
         self.model.eval()
-        mean = sum(psnr(self.model.unroll(data), reference) for data, reference in scans) / len(scans)
-        if mean > max((value for _, value in self.history.validation), default=-float("inf")):
+        score = sum(self.score(data, target) for data, target in scans) / len(scans)
+        sign = -1 if self.target == "self" else 1
+        if sign * score > max((sign * value for _, value in self.history.validation), default=-math.inf):
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.history.validation.append((self.step, mean))
+        self.history.validation.append((self.step, score))
+
+    def score(self, data: DataTerm, target: Tensor | HeldOut) -> float:
+        """Return the error on held-out samples, which is to be low, or the PSNR, which is to be high."""
+        image = self.model.unroll(data)
+        if isinstance(target, HeldOut):
+            return float(target.relative_error(image / data.scale))
+        return psnr(image, target)
 
     def keep_best(self) -> None:
         if self.best:
@@ -201,7 +235,8 @@ class _Run:
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path} is no training checkpoint of this library. Name another file for checkpoint.")
-        found, expected = json.loads(metadata["run"]), json.loads(json.dumps(self._identity()))
+        found = {"target": "reference"} | json.loads(metadata["run"])  # older ones did not say, and knew no other
+        expected = json.loads(json.dumps(self._identity()))
         if found != expected:
             raise ValueError(
                 f"{path} belongs to another run: it has {found}, this call has {expected}. "
@@ -215,38 +250,31 @@ class _Run:
 
     def _identity(self) -> dict[str, object]:
         rates = {"learning_rate": self.optimizer.learning_rate, "n_steps": self.n_steps}
-        return describe(self.model) | rates | {"seed": self.seed, "n_scans": self.n_scans, "augment": self.augment}
+        drawn = {"seed": self.seed, "n_scans": self.n_scans, "augment": self.augment}
+        return describe(self.model) | rates | drawn | {"target": self.target}
 
 
-def _check_arguments(model: object, scans: object, checkpoint: str | Path | None) -> None:
+def _made_ready(
+    model: UnrolledNetwork, scans: Sequence[Scan], validation: Sequence[Scan], run: _Run, *, check_memory: bool
+) -> tuple[PreparedScans, PreparedScans]:
+    """Return the scans and the validation scans with what the run's target asks for."""
+    kind = SplitScans if run.target == "self" else PreparedScans
+    unless, share = "fit(..., check_memory=False)", kind.share_held_out
+    check = partial(check_room, model, training=True, unless=unless, share_held_out=share)
+    return kind("scans", scans, model, check if check_memory else None, run.seed), kind("validation", validation, model)
+
+
+def _check_arguments(model: object, scans: object, target: str, checkpoint: str | Path | None) -> None:
     if not isinstance(model, UnrolledNetwork):
         raise TypeError(f"model is a {type(model).__name__}, expected a blockkit.UnrolledNetwork.")
     if isinstance(scans, Scan) or not isinstance(scans, Sequence):
         raise TypeError(f"scans is a {type(scans).__name__}, expected a sequence of blockkit.Scan: write [scan].")
     if not len(scans):
-        raise ValueError("scans is empty, expected at least one scan with a reference.")
+        raise ValueError("scans is empty, expected at least one scan.")
+    if target not in TARGETS:
+        raise ValueError(f"target is {target!r}, expected one of {', '.join(map(repr, TARGETS))}.")
     if checkpoint is not None and (Path(checkpoint).is_dir() or not Path(checkpoint).parent.is_dir()):
         raise ValueError(f"checkpoint is '{checkpoint}', expected a file in a folder that exists. Make it first.")
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event to look at between steps; a second one interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(*_: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _generator(seed: int, position: int, use: int) -> torch.Generator:

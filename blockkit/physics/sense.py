@@ -121,6 +121,14 @@ class Encoding(LinearOperator):
         other.weights = None if weights is None else self._check_weights(weights)
         return other
 
+    def of_coils(self, coils: slice) -> Self:
+        """Return the operator of some coils alone, sharing NUFFT, weights and density with this one."""
+        other = copy.copy(self)
+        vars(other).pop("lipschitz", None)
+        other.maps = self.maps[coils]
+        other.out_shape = (len(other.maps), *self.out_shape[1:])
+        return other
+
     def forward(self, x: Tensor) -> Tensor:
         """Image ``(z, y, x)`` to k-space ``(coil, sample)``."""
         check_image(x, self.in_shape)

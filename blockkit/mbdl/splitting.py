@@ -1,0 +1,157 @@
+r"""Self-supervised training: a scan split by readouts, one part for the data term and one that only the loss sees.
+
+A network that never sees some samples can be asked to predict them: their noise is new to it, so it can do no better
+than the image behind them [1]_. Here each scan is dealt into four folds of whole readouts, and each pass over the scans
+holds another one out [2]_. Spokes all cross the center of k-space, so no fold misses it; and as every fold is spread
+like the scan, it is sampled alike, which is what theory asks for [3]_.
+
+The loss weighs each held-out sample by the density compensation of the whole scan, since samples crowd at the center:
+unweighted, nearly all of the loss is there, and the network learns no detail. Weighted, the mean over the folds of
+:math:`A_\Lambda^H W A_\Lambda` is a quarter of :math:`A^H W A`, which is about the identity on images of the sampled
+band. So the mean squared loss is that of the image, plus a constant for the noise: the squared norm has to stay, and
+other than in [1]_ no L1 norm is added.
+
+References
+----------
+.. [1] Yaman, Hosseini, Moeller, Ellermann, Ugurbil and Akcakaya, "Self-supervised learning of physics-guided
+   reconstruction neural networks without fully sampled reference data", MRM 84:3172-3191, 2020,
+   doi:10.1002/mrm.28378.
+.. [2] Yaman et al., "Multi-mask self-supervised learning for physics-guided neural networks in highly accelerated
+   magnetic resonance imaging", NMR Biomed. 35:e4798, 2022.
+.. [3] Millard and Chiew, "A theoretical framework for self-supervised MR image reconstruction using sub-sampling via
+   variable density Noisier2Noise", IEEE Trans. Comput. Imaging 9:707-720, 2023.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from blockkit.data.scan import Scan
+from blockkit.mbdl.held_out import HeldOut
+from blockkit.mbdl.prepared import Check, Prepared, PreparedScans
+from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.physics.sense import Encoding
+from blockkit.physics.trajectory import density_compensation
+
+N_FOLDS = 4
+LEAST_READOUTS = 2 * N_FOLDS
+JUMP = 3.0  # times the usual step from sample to sample: there one readout ends and the next begins
+
+
+def number_readouts(scan: Scan) -> Tensor:
+    """Return the number of the readout that each sample belongs to: int64, shape ``(sample,)``, from 0 on.
+
+    Samples follow each other along a readout, and one ends where the next sample is more than :data:`JUMP` times as far
+    away as is usual, in cycles per voxel. So readouts may be spokes, from edge to edge or from the center out, lines or
+    the arms of a spiral, and of any length.
+    """
+    sizes = torch.tensor([n if n > 1 else torch.inf for n in scan.image_shape], device=scan.trajectory.device)
+    steps = torch.linalg.vector_norm((scan.trajectory / sizes).diff(dim=0), dim=1)
+    ends = steps > JUMP * steps.median() if len(steps) else steps > 0
+    return torch.nn.functional.pad(ends.cumsum(0), (1, 0))
+
+
+def folds(scan: Scan, seed: int, name: str = "scan") -> Tensor:
+    """Return the fold, 0 to ``N_FOLDS - 1``, of each sample: int64, shape ``(sample,)``.
+
+    Of :data:`N_FOLDS` readouts in a row every fold gets one, drawn from ``seed``. So the folds cover k-space alike, and
+    also the time of a scan during which the signal decays.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than :data:`LEAST_READOUTS` readouts.
+    """
+    of_sample = number_readouts(scan)
+    n_readouts = int(of_sample[-1]) + 1
+    if n_readouts < LEAST_READOUTS:
+        raise ValueError(
+            f"{name} has {n_readouts} readouts, expected at least {LEAST_READOUTS} to split: target='self' holds whole "
+            "readouts out. Are the samples in the order in which they were taken, readout after readout?"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(N_FOLDS, generator=generator) for _ in range(-(-n_readouts // N_FOLDS))]
+    return torch.cat(rows).to(of_sample.device)[of_sample]
+
+
+def split_scan(scan: Scan, fold: int = 0, *, seed: int = 0) -> tuple[Scan, Scan]:
+    """Split a scan by readouts into two: about three quarters of it to reconstruct from, and one to compare with.
+
+    Parameters
+    ----------
+    scan
+        With or without a reference, which both parts get.
+    fold
+        Which quarter: 0 to 3. Each readout is in one of them.
+    seed
+        Draws the quarters.
+
+    Returns
+    -------
+    tuple
+        The larger part and the smaller one. Samples stay in order, and none is in both.
+
+    Raises
+    ------
+    ValueError
+        If there are too few readouts, or no such fold.
+    """
+    if fold not in range(N_FOLDS):
+        raise ValueError(f"fold is {fold!r}, expected 0 to {N_FOLDS - 1}.")
+    inside = folds(scan, seed) == fold
+    return _part(scan, ~inside), _part(scan, inside)
+
+
+def _part(scan: Scan, chosen: Tensor) -> Scan:
+    return replace(scan, kspace=scan.kspace[:, chosen], trajectory=scan.trajectory[chosen])
+
+
+class SplitScans(PreparedScans):
+    """The data terms of scans without a quarter of their readouts, and that quarter: each pass another of the four."""
+
+    share_held_out = 1 / N_FOLDS
+
+    def __init__(
+        self, name: str, scans: Sequence[Scan], model: UnrolledNetwork, check: Check | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(name, scans, model, check, seed)
+        self.weights: dict[int, Tensor] = {}
+
+    def variant(self, i: int, epoch: int) -> int:
+        """Return the fold that is held out of scan ``i`` in a pass."""
+        return (i + epoch) % N_FOLDS
+
+    def look_at(self, scan: Scan, name: str) -> None:
+        """Raise unless the scan has a signal."""
+        if not scan.kspace.any():
+            raise ValueError(f"{name} has k-space that is zero everywhere. Leave it out of {self.name}.")
+
+    def make(self, scan: Scan, i: int, variant: int) -> tuple[Prepared, int]:
+        """Return the data term of three quarters, the fourth, and the bytes that they take."""
+        name = f"{self.name}[{i}]"
+        inside = folds(scan, self.seed * 1_000_003 + i, name) == variant
+        rest, held_out = _part(scan, ~inside), _part(scan, inside)
+        if not held_out.kspace.any():
+            raise ValueError(f"{name} has only zeros in a quarter of its readouts. Leave it out of {self.name}.")
+        data = self.data_of(rest)
+        target = self._target(held_out, self._weights(scan, i)[inside.to(self.device)], data.scale)
+        n_rest, n_held_out = len(rest.trajectory), len(held_out.trajectory)
+        size = scan.maps.nbytes + 64 * prod(scan.image_shape) + target.kspace.nbytes + 64 * n_held_out + 24 * n_rest
+        return (data, target), size
+
+    def _weights(self, scan: Scan, i: int) -> Tensor:
+        """Return the density compensation of a whole scan, made once for all its folds."""
+        if i not in self.weights:
+            made = density_compensation(scan.trajectory.to(self.device), scan.image_shape)
+            if self.n_bytes + made.nbytes > self.most_bytes:
+                return made
+            self.weights[i] = made
+            self.n_bytes += made.nbytes
+        return self.weights[i]
+
+    def _target(self, scan: Scan, weights: Tensor, scale: Tensor) -> HeldOut:
+        A = Encoding(scan.trajectory.to(self.device), scan.maps, weights=weights)
+        return HeldOut(A, scan.kspace.to(self.device) / scale * weights.sqrt())

@@ -1,15 +1,19 @@
-r"""Self-supervised training: a scan split by readouts, one part for the data term and one that only the loss sees.
+r"""Self-supervised training: a scan is split in two, one part for the data term and one that only the loss sees.
 
 A network that never sees some samples can be asked to predict them: their noise is new to it, so it can do no better
-than the image behind them [1]_. Here each scan is dealt into four folds of whole readouts, and each pass over the scans
-holds another one out [2]_. Spokes all cross the center of k-space, so no fold misses it; and as every fold is spread
-like the scan, it is sampled alike, which is what theory asks for [3]_.
+than the image behind them [1]_. Here the samples of a scan are dealt into four folds, and each pass over the scans
+holds another one out of the data term [2]_.
 
-The loss weighs each held-out sample by the density compensation of the whole scan, since samples crowd at the center:
-unweighted, nearly all of the loss is there, and the network learns no detail. Weighted, the mean over the folds of
-:math:`A_\Lambda^H W A_\Lambda` is a quarter of :math:`A^H W A`, which is about the identity on images of the sampled
-band. So the mean squared loss is that of the image, plus a constant for the noise: the squared norm has to stay, and
-other than in [1]_ no L1 norm is added.
+Half of the readouts are dealt as a whole, and the samples of the other half one by one. The first ask for what lies
+between the readouts that are left, the second for what lies on them. With whole readouts alone, nothing asks for the
+latter: a network that makes all high frequencies too strong predicts the gaps better, and the image gets worse. With
+single samples alone, nothing asks for the gaps. As all folds are dealt alike, each is sampled like the scan, which is
+what theory asks for [3]_; and each has the center of k-space.
+
+The loss weighs a held-out sample by its density compensation in the whole scan, since samples crowd at the center:
+unweighted, nearly all of the loss is there. Weighted, the mean of :math:`A_\Lambda^H W A_\Lambda` over the folds is a
+quarter of :math:`A^H W A`, which is about the identity on images of the sampled band: the squared loss is on average
+that of the image, plus a constant for the noise. This holds for L2 alone, so no L1 norm is added as in [1]_.
 
 References
 ----------
@@ -38,7 +42,7 @@ from blockkit.physics.trajectory import density_compensation
 
 N_FOLDS = 4
 LEAST_READOUTS = 2 * N_FOLDS
-JUMP = 3.0  # times the usual step from sample to sample: there one readout ends and the next begins
+JUMP = 5.0  # times the usual step from sample to sample: there one readout ends and the next begins
 
 
 def number_readouts(scan: Scan) -> Tensor:
@@ -57,35 +61,45 @@ def number_readouts(scan: Scan) -> Tensor:
 def folds(scan: Scan, seed: int, name: str = "scan") -> Tensor:
     """Return the fold, 0 to ``N_FOLDS - 1``, of each sample: int64, shape ``(sample,)``.
 
-    Of :data:`N_FOLDS` readouts in a row every fold gets one, drawn from ``seed``. So the folds cover k-space alike, and
-    also the time of a scan during which the signal decays.
+    Of two readouts in a row, one is dealt as a whole and the other sample by sample. Of :data:`N_FOLDS` readouts that
+    are dealt as a whole in a row, and of as many single samples, every fold gets one. So the folds cover k-space alike,
+    and also the time of a scan during which the signal decays. What goes where is drawn from ``seed``.
 
     Raises
     ------
     ValueError
         If there are fewer than :data:`LEAST_READOUTS` readouts.
     """
-    of_sample = number_readouts(scan)
-    n_readouts = int(of_sample[-1]) + 1
+    numbers = number_readouts(scan)
+    n_readouts = int(numbers[-1]) + 1
     if n_readouts < LEAST_READOUTS:
         raise ValueError(
-            f"{name} has {n_readouts} readouts, expected at least {LEAST_READOUTS} to split: target='self' holds whole "
-            "readouts out. Are the samples in the order in which they were taken, readout after readout?"
+            f"{name} has {n_readouts} readouts, expected at least {LEAST_READOUTS} to hold some out. "
+            "Are the samples in the order in which they were taken, readout after readout?"
         )
     generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randperm(N_FOLDS, generator=generator) for _ in range(-(-n_readouts // N_FOLDS))]
-    return torch.cat(rows).to(of_sample.device)[of_sample]
+    whole = _deal(n_readouts, 2, generator) == 0
+    of_readout = torch.zeros(n_readouts, dtype=torch.int64)
+    of_readout[whole] = _deal(int(whole.sum()), N_FOLDS, generator)
+    numbers = numbers.cpu()
+    dealt = torch.where(whole[numbers], of_readout[numbers], _deal(len(numbers), N_FOLDS, generator))
+    return dealt.to(scan.kspace.device)
+
+
+def _deal(n: int, n_hands: int, generator: torch.Generator) -> Tensor:
+    """Deal ``n`` cards, one to each hand in every round, in an order drawn anew: return the hand of each card."""
+    return torch.rand(-(-n // n_hands), n_hands, generator=generator).argsort(dim=1).flatten()[:n]
 
 
 def split_scan(scan: Scan, fold: int = 0, *, seed: int = 0) -> tuple[Scan, Scan]:
-    """Split a scan by readouts into two: about three quarters of it to reconstruct from, and one to compare with.
+    """Split a scan into two: three quarters of it to reconstruct from, and one to compare with.
 
     Parameters
     ----------
     scan
         With or without a reference, which both parts get.
     fold
-        Which quarter: 0 to 3. Each readout is in one of them.
+        Which quarter: 0 to 3. Each sample is in one of them.
     seed
         Draws the quarters.
 
@@ -110,7 +124,7 @@ def _part(scan: Scan, chosen: Tensor) -> Scan:
 
 
 class SplitScans(PreparedScans):
-    """The data terms of scans without a quarter of their readouts, and that quarter: each pass another of the four."""
+    """The data terms of scans without a quarter of their samples, and that quarter: each pass another of the four."""
 
     share_held_out = 1 / N_FOLDS
 
@@ -135,7 +149,7 @@ class SplitScans(PreparedScans):
         inside = folds(scan, self.seed * 1_000_003 + i, name) == variant
         rest, held_out = _part(scan, ~inside), _part(scan, inside)
         if not held_out.kspace.any():
-            raise ValueError(f"{name} has only zeros in a quarter of its readouts. Leave it out of {self.name}.")
+            raise ValueError(f"{name} has only zeros in a quarter of its samples. Leave it out of {self.name}.")
         data = self.data_of(rest)
         target = self._target(held_out, self._weights(scan, i)[inside.to(self.device)], data.scale)
         n_rest, n_held_out = len(rest.trajectory), len(held_out.trajectory)

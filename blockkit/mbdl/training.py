@@ -72,11 +72,11 @@ def fit(
     drawn from ``seed`` anew for each pass. With validation scans, the weights with the best score are the ones in
     ``model`` at the end, also if the run fails.
 
-    ``target="self"`` needs no reference [1]_: the readouts of a scan are dealt into four folds, drawn from ``seed``.
-    Each pass holds another fold out of the data term, and the loss is the relative L2 error of what the image gives
-    there, weighted by the density compensation (:mod:`blockkit.mbdl.splitting` says why). Noise cannot be predicted, so
-    a good image does not bring the loss near 0. A scan is prepared four times, once a fold. To reconstruct, use all of
-    it.
+    ``target="self"`` needs no reference [1]_: the samples of a scan, half of them as whole readouts, are dealt into
+    four folds, drawn from ``seed``. Each pass holds another fold out of the data term, and the loss is the relative L2
+    error of what the image gives there, weighted by the density compensation (:mod:`blockkit.mbdl.splitting` says why).
+    Noise cannot be predicted, so a good image does not bring the loss near 0. A scan is prepared four times, once a
+    fold. To reconstruct, use all of it.
 
     Gradients are clipped to norm 1. Inside ``torch.autocast("cpu", dtype=torch.bfloat16)`` the regularizer computes in
     half precision; the data consistency and the weights stay in single precision. Ctrl-C ends the run after the step

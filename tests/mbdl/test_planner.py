@@ -34,6 +34,8 @@ CASES = {
     "reconstruction": Case((24, 28, 22), 4, 900, training=False),
     "one slice": Case((1, 40, 36), 3, 2000),
     "double precision": Case((24, 20, 22), 2, 900, dtype=torch.complex128),
+    "held out": Case((22, 26, 18), 5, 4000, n_held_out=1000),
+    "held out, NUFFT normal": Case((22, 26, 18), 3, 900, n_held_out=225, normal="nufft", tolerance=1e-3),
     "NUFFT normal": Case((22, 26, 18), 3, 900, normal="nufft", tolerance=1e-3),
 }
 

@@ -18,7 +18,7 @@ from blockkit.mbdl.footprint import Case, predict_run
 from blockkit.mbdl.held_out import HeldOut
 from blockkit.mbdl.loss import training_loss
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.splitting import N_FOLDS, SplitScans, folds, number_readouts, split_scan
+from blockkit.mbdl.splitting import N_FOLDS, SplitScans, folds, held_out_error, number_readouts, split_scan
 from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import read_tensors, write_tensors
@@ -172,6 +172,22 @@ def test_the_image_behind_noiseless_samples_has_no_error():
     data, target = splitting(replace(SCANS[0], kspace=A(image)), make_model())
     assert float(target.relative_error(image / data.scale)) < 1e-3
     assert float(target.relative_error(torch.zeros_like(image))) == pytest.approx(1)
+
+
+def test_the_error_on_the_smaller_part_of_a_scan_is_that_of_its_noise_for_the_image_behind_it():
+    scan = SCANS[0]
+    exact = Encoding(scan.trajectory, scan.maps)(scan.reference)
+    clean, noisy = (split_scan(replace(scan, kspace=kspace))[1] for kspace in (exact, scan.kspace))
+    assert held_out_error(scan.reference, clean) < 1e-3
+    assert held_out_error(torch.zeros_like(scan.reference), noisy) == pytest.approx(1)
+    assert 0.1 < held_out_error(scan.reference, noisy) < held_out_error(1.2 * scan.reference, noisy) < 1
+    tiny = replace(noisy, kspace=noisy.kspace * 1e-25)
+    error = held_out_error(scan.reference, noisy)
+    assert held_out_error(scan.reference * 1e-25, tiny) == pytest.approx(error, rel=1e-4)
+    with pytest.raises(ValueError, match="held_out has k-space that is zero everywhere"):
+        held_out_error(scan.reference, replace(noisy, kspace=torch.zeros_like(noisy.kspace)))
+    with pytest.raises(ValueError, match="image has shape"):
+        held_out_error(scan.reference[1:], noisy)
 
 
 def double_target():

@@ -6,8 +6,8 @@ holds another one out of the data term [2]_.
 
 Half of the readouts are dealt as a whole, and the samples of the other half one by one. The first ask for what lies
 between the readouts that are left, the second for what lies on them. With whole readouts alone, nothing asks for the
-latter: a network that makes all high frequencies too strong predicts the gaps better, and the image gets worse. With
-single samples alone, nothing asks for the gaps. As all folds are dealt alike, each is sampled like the scan, which is
+latter: a network that makes detail too strong predicts the gaps better, and the image gets worse. With single samples
+alone, nothing asks for the gaps. As all folds are dealt alike, each is sampled like the scan, which is
 what theory asks for [3]_; and each has the center of k-space.
 
 The loss weighs a held-out sample by its density compensation, since samples crowd at the center: unweighted, nearly

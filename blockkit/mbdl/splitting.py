@@ -7,14 +7,14 @@ holds another one out of the data term [2]_.
 Half of the readouts are dealt as a whole, and the samples of the other half one by one. The first ask for what lies
 between the readouts that are left, the second for what lies on them. With whole readouts alone, nothing asks for the
 latter: a network that makes detail too strong predicts the gaps better, and the image gets worse. With single samples
-alone, nothing asks for the gaps. As all folds are dealt alike, each is sampled like the scan, which is
-what theory asks for [3]_; and each has the center of k-space.
+alone, nothing asks for the gaps. As all folds are dealt alike, each is sampled like the scan, which is what theory asks
+for [3]_; and each has the center of k-space.
 
 The loss weighs a held-out sample by its density compensation, since samples crowd at the center: unweighted, nearly
 all of the loss is there. Weighted, :math:`A_\Lambda^H W A_\Lambda` is on average over the folds about the identity on
 smooth images, and less for details, where the readouts lie further apart than the weights reach. So the squared loss is
-on average a squared error of the image, plus a constant for the noise [3]_. This holds for L2 alone; the L1 norm that
-[1]_ adds made no difference where it was tried.
+on average a squared error of the image, plus a constant for the noise [3]_. This holds for L2 alone, so no L1 norm is
+added as in [1]_.
 
 References
 ----------

@@ -1,8 +1,10 @@
-"""What the benchmarks share: the line that says where a figure comes from, and a stopwatch."""
+"""What the benchmarks share: the line that says where a figure comes from, a stopwatch, environments of peers."""
 
 import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,3 +29,16 @@ def seconds(function: Callable[[], object], n: int = 3) -> float:
         function()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def environment(name: str, packages: Sequence[str]) -> str:
+    """Return the Python of build/peers/NAME, made with these packages if it is not there; RuntimeError if pip fails."""
+    folder = ROOT / "build" / "peers" / name
+    python = str(folder / "bin" / "python")
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        done = subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"pip could not install {', '.join(packages)}\n{done.stderr}")
+        (folder / "ready").touch()
+    return python

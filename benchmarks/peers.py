@@ -16,7 +16,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 import torch
-from common import ROOT, machine
+from common import ROOT, environment, machine
 from methods import BLOCK, N_COILS, N_UNROLLS, SHAPE, WAYS, make_data, make_network, measure, row
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -103,27 +103,14 @@ def in_environment(peer: str) -> None:
         print(row(name, measure(model, data, reference), naive), flush=True)
 
 
-def environment(peer: str) -> str:
-    """Make the environment if it is not there, and return its Python."""
-    folder = ROOT / "build" / "peers" / peer
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        wanted = [f"torch=={torch.__version__.split('+')[0]}", PEERS[peer], "-e", str(ROOT)]
-        done = subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"pip could not install {PEERS[peer]}:\n{done.stderr}")
-        (folder / "ready").touch()
-    return str(python)
-
-
 def main() -> None:
     """Print the tables as they come, and write them."""
     size = " x ".join(map(str, SHAPE))
     lines = ["# Peers on the same step", "", f"`python benchmarks/peers.py`, {machine()}; {', '.join(PEERS.values())}."]
     lines += [f"{size}, {N_UNROLLS} unrolls, {N_COILS} coils, blocks of {BLOCK}, reach {HALO}."]
     for peer in PEERS:
-        command = [environment(peer), __file__, "--in-environment", peer]
+        packages = [f"torch=={torch.__version__.split('+')[0]}", PEERS[peer], "-e", str(ROOT)]
+        command = [environment(peer, packages), __file__, "--in-environment", peer]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
         lines += ["", f"## {PEERS[peer]}", ""]
         if done.returncode:

@@ -1,0 +1,27 @@
+"""One reconstruction by SigPy, in SigPy's own environment: without blockkit and without torch.
+
+``python sigpy_recon.py INPUT.npz OUTPUT.npy APP WEIGHT N_ITERATIONS``: the input holds kspace (coil, sample), maps
+(coil, z, y, x) and trajectory (sample, 3) in cycles/FOV, columns in the order of the image's axes. The weight is a
+fraction of the largest magnitude of the adjoint of the data.
+"""
+
+import sys
+
+import numpy as np
+import sigpy.mri
+
+
+def main(source: str, target: str, app: str, weight: str, n_iterations: str) -> None:
+    """Reconstruct and write the image, complex64 (z, y, x)."""
+    arrays = np.load(source)
+    kspace, maps, trajectory = arrays["kspace"], arrays["maps"], arrays["trajectory"]
+    np.random.seed(0)  # noqa: NPY002, SigPy's power iteration starts from it
+    largest = np.abs(sigpy.mri.linop.Sense(maps, coord=trajectory).H(kspace)).max()
+    reconstruction = getattr(sigpy.mri.app, app)(
+        kspace, maps, float(weight) * largest, coord=trajectory, max_iter=int(n_iterations), show_pbar=False
+    )
+    np.save(target, reconstruction.run().astype(np.complex64))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -51,9 +51,10 @@ class Baseline(Protocol):
 class Own:
     """Blockkit's compressed sensing. The weight is a fraction of the one that gives a zero image."""
 
-    key: str = "own"
-    name: str = "blockkit L1-wavelet"
-    weight: float = 4e-5
+    key: str
+    name: str
+    wavelet: str
+    weight: float
     n_iterations: int = 200
 
     def missing(self) -> str | None:
@@ -61,7 +62,8 @@ class Own:
 
     def reconstruct(self, scan: bk.Scan, weight: float, n_iterations: int) -> torch.Tensor:
         A = bk.Encoding(scan.trajectory, scan.maps)
-        return bk.compressed_sensing(A, scan.kspace, reg_weight=weight, n_iterations=n_iterations, tolerance=0)
+        options = {"wavelet": self.wavelet, "n_iterations": n_iterations, "tolerance": 0}
+        return bk.compressed_sensing(A, scan.kspace, reg_weight=weight, **options)
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,9 @@ class SigPy:
 
 
 BASELINES: tuple[Baseline, ...] = (
-    Own(),
-    Bart("bart_wavelet", "BART L1-wavelet", "-e -R W:7:0:{weight:g}", 3e-4),
+    Own("own", "blockkit L1-wavelet (db4)", "db4", 4e-5),
+    Bart("bart_haar", "BART L1-wavelet (Haar)", "-e --wavelet haar -R W:7:0:{weight:g}", 3e-4),
+    Bart("bart_wavelet", "BART L1-wavelet (dau2)", "-e -R W:7:0:{weight:g}", 3e-4),
     Bart("bart_tv", "BART TV", "-R T:7:0:{weight:g}", 3e-4),
     Bart("bart_tikhonov", "BART Tikhonov", "-l2 -r {weight:g}", 1e-3, 25),
     SigPy("sigpy_wavelet", "SigPy L1WaveletRecon", "L1WaveletRecon", 2e-4),

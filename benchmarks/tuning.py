@@ -1,5 +1,6 @@
 """How a baseline gets its weight and its iterations: on validation scans, by the score they give."""
 
+import functools
 from collections.abc import Callable
 
 PLATEAU_DB, FLAT_DB = 0.1, 0.01
@@ -18,13 +19,22 @@ def tune(
 ) -> tuple[float, int, bool]:
     """Return the best weight, the iterations it needs, and whether they reached the plateau.
 
-    The weight is climbed to by factors of 2. While twice the iterations gain 0.1 dB or more, they are taken, and the
-    weight is climbed to anew, since more iterations want another weight; at ``n_most`` this stops without a plateau.
+    While twice the iterations gain 0.1 dB or more, they are taken; then the weight is climbed to by factors of 2, and
+    if it moved, both are done anew, since another weight wants other iterations. Twice ``n_most`` is never tried.
     """
     while True:
-        weight = climb(lambda other, n=n_iterations: score(other, n), weight, 2)
-        if 2 * n_iterations > n_most:
-            return weight, n_iterations, False
-        if score(weight, 2 * n_iterations) - score(weight, n_iterations) < PLATEAU_DB:
-            return weight, n_iterations, True
-        n_iterations *= 2
+        while 2 * n_iterations <= n_most and gain_of_twice(score, weight, n_iterations) >= PLATEAU_DB:
+            n_iterations *= 2
+        better = climb(functools.partial(_at, score, n_iterations), weight, 2)
+        if better == weight:
+            return weight, n_iterations, 2 * n_iterations <= n_most
+        weight = better
+
+
+def gain_of_twice(score: Callable[[float, int], float], weight: float, n_iterations: int) -> float:
+    """Return what twice the iterations gain, in dB."""
+    return score(weight, 2 * n_iterations) - score(weight, n_iterations)
+
+
+def _at(score: Callable[[float, int], float], n_iterations: int, weight: float) -> float:
+    return score(weight, n_iterations)

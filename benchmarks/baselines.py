@@ -122,6 +122,7 @@ class SigPy:
 
 BASELINES: tuple[Baseline, ...] = (
     Own("own", "blockkit L1-wavelet (db4)", "db4", 4e-5),
+    Own("own_haar", "blockkit L1-wavelet (Haar)", "haar", 2.5e-6),
     Bart("bart_haar", "BART L1-wavelet (Haar)", "-e --wavelet haar -R W:7:0:{weight:g}", 3e-4),
     Bart("bart_wavelet", "BART L1-wavelet (dau2)", "-e -R W:7:0:{weight:g}", 3e-4),
     Bart("bart_tv", "BART TV", "-R T:7:0:{weight:g}", 3e-4),

@@ -7,7 +7,8 @@ so at acceleration 8, not tuned for the others either; one that is not installed
 is tuned on a test phantom, and no image is rescaled.
 
 ``python benchmarks/quality.py``, or one stage of it: ``tune``, ``test`` or ``table``, which writes
-benchmarks/results/quality.md. Images are kept in build/quality/, so a run that was stopped goes on.
+benchmarks/results/quality.md. Images are kept in build/quality/, so a run that was stopped goes on, and two cores serve
+well: run ``tune --baselines`` for some of them in one shell and for the others in another, then the whole.
 """
 
 import argparse
@@ -189,7 +190,12 @@ def main() -> None:
         "stage", nargs="?", choices=("tune", "test", "table"), default="table", help="and what it needs"
     )
     parser.add_argument("--accelerations", type=int, nargs="+", choices=ACCELERATIONS, default=ACCELERATIONS)
-    parser.add_argument("--baselines", nargs="+", choices=[one.key for one in BASELINES], help="all by default")
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        choices=[one.key for one in BASELINES],
+        help="all by default; if named, no table is written",
+    )
     args = parser.parse_args()
     asked = {one: one.missing() for one in BASELINES if not args.baselines or one.key in args.baselines}
     skipped = [f"{one.name} was skipped: {why}." for one, why in asked.items() if why]
@@ -208,8 +214,9 @@ def main() -> None:
         if args.stage == "table":
             lines += section(f"Acceleration {r}", cases, contenders(every)) + account(every)
     if args.stage == "table":
-        (ROOT / "benchmarks" / "results" / "quality.md").write_text("\n".join(lines) + "\n")
         print("\n".join(lines))
+        if not args.baselines:
+            (ROOT / "benchmarks" / "results" / "quality.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,10 @@ class Own:
 
 @dataclass(frozen=True)
 class Bart:
-    """BART's ``pics``; ``{weight}`` stands for the weight in ``options``, on data in BART's own scaling."""
+    """BART's ``pics``; ``{weight}`` stands for the weight in ``options``, on data in BART's own scaling.
+
+    With TV it runs ADMM, and counts the conjugate gradient steps within: 4 and 8 iterations give the same image.
+    """
 
     key: str
     name: str

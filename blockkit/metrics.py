@@ -129,9 +129,8 @@ def _slices_last(array: NDArray[Any], wide: list[int]) -> NDArray[Any]:
     return front.reshape(*front.shape[: len(wide)], -1)
 
 
-def _prepare(
-    image: Image, reference: Image, mask: Image | None
-) -> tuple[Magnitude, Magnitude, NDArray[np.bool_] | None]:
+def check_pair(image: Image, reference: Image) -> tuple[Magnitude, Magnitude]:
+    """Return the magnitudes of two images of one shape, or raise if they cannot be compared."""
     for value, name in ((image, "image"), (reference, "reference")):
         if value is None:
             hint = " This scan has no image to compare with." if name == "reference" else ""
@@ -142,6 +141,13 @@ def _prepare(
         raise ValueError(f"image has shape {x.shape}, expected the reference's shape {r.shape}.{hint}")
     if not r.any():
         raise ValueError("reference is all zero, so there is nothing to compare with. Are image and reference swapped?")
+    return x, r
+
+
+def _prepare(
+    image: Image, reference: Image, mask: Image | None
+) -> tuple[Magnitude, Magnitude, NDArray[np.bool_] | None]:
+    x, r = check_pair(image, reference)
     return x, r, None if mask is None else _check_mask(mask, r.shape)
 
 

@@ -185,6 +185,7 @@ class Person(Painter):
             place, size = self.lesion_rng.uniform([-60, -60, -110], [80, 60, 110]), self.lesion_rng.uniform(28, 55, 3)
             tissue = tissue * (1 - np.float32(0.6) * cover(ellipsoid(self.p, place, size), 14.0))
         self.artery_trees: dict[int, Tree] = {}
+        self.vessel_trees: list[Tree] = []
         arteries, veins = (np.zeros(self.grid.shape, np.float32) for _ in range(2))
         open_part, dark = np.zeros(self.grid.shape, np.float32), np.zeros(self.grid.shape, np.float32)
         for side in (-1, 1):
@@ -223,6 +224,8 @@ class Person(Painter):
                 tree = grow_tree(mine, start, thinnest, rng)
                 tree = Tree(person.unwarp(tree.nodes), tree.parents, tree.radii)
                 tree.draw(part, self.grid)
+                if part is not dark:
+                    self.vessel_trees.append(tree)
                 if part is arteries:
                     self.artery_trees[side] = tree
 

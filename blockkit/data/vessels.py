@@ -27,7 +27,21 @@ class Tree:
     radii: Floats
 
     def draw(self, cover: Array, grid: Grid) -> None:
-        """Draw the vessels into ``cover``, each as a smooth curve that leaves its parent in the parent's direction."""
+        """Draw the vessels into ``cover``, along :meth:`curves`."""
+        curve, radius = self.curves()
+        draw_tubes(
+            cover,
+            grid,
+            curve[:-1].reshape(-1, 3).astype(np.float32),
+            curve[1:].reshape(-1, 3).astype(np.float32),
+            np.tile(radius, len(curve) - 1).astype(np.float32),
+        )
+
+    def curves(self) -> tuple[Floats, Floats]:
+        """Return the vessels as smooth curves, each of which leaves its parent in the parent's direction, and radii.
+
+        Seven points on each curve, shape ``(7, vessel, 3)``, columns z, y, x, and the radii, ``(vessel,)``, all in mm.
+        """
         child = np.flatnonzero(self.parents >= 0)
         start, end = self.nodes[self.parents[child]], self.nodes[child]
         length = np.linalg.norm(end - start, axis=1, keepdims=True)
@@ -35,17 +49,9 @@ class Tree:
         came = np.where((grand >= 0)[:, None], start - self.nodes[np.maximum(grand, 0)], end - start)
         came /= np.maximum(np.linalg.norm(came, axis=1, keepdims=True), 1e-9)
         bend = start + 0.45 * length * came
-        n_parts = 6
-        t = np.linspace(0, 1, n_parts + 1)[:, None, None]
-        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
-        radius = np.tile(self.radii[child], n_parts)
-        draw_tubes(
-            cover,
-            grid,
-            curve[:-1].reshape(-1, 3).astype(np.float32),
-            curve[1:].reshape(-1, 3).astype(np.float32),
-            radius.astype(np.float32),
-        )
+        t = np.linspace(0, 1, 7)[:, None, None]
+        curve: Floats = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
+        return curve, self.radii[child]
 
 
 def grow_tree(points: Floats, root: Floats, leaf_radius: float, rng: np.random.Generator) -> Tree:

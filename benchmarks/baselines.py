@@ -1,7 +1,7 @@
 """Public compressed sensing behind one door: blockkit's own, BART's and SigPy's, on the same data and the same maps.
 
 Each baseline has a key for files, a name, the weight and the iterations from which its tuning starts,
-``reconstruct(scan, weight, n_iterations)``, and ``missing()``, which says why it cannot run here, or nothing.
+``timed(scan, weight, n_iterations)``, and ``missing()``, which says why it cannot run here, or nothing.
 
 BART [1] runs as a command, on cfl files. Its ``-S`` undoes its scaling of the data, and its NUFFT has the scale of
 blockkit's to 0.2 %, so its images are compared as they are. SigPy [2] runs in an environment of its own,
@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,8 +44,8 @@ class Baseline(Protocol):
     def missing(self) -> str | None:
         """Return why it cannot run here, or None."""
 
-    def reconstruct(self, scan: bk.Scan, weight: float, n_iterations: int) -> torch.Tensor:
-        """Return the image, complex64 (z, y, x), in the scale of the scan's reference."""
+    def timed(self, scan: bk.Scan, weight: float, n_iterations: int) -> tuple[torch.Tensor, float]:
+        """Return the image, complex64 (z, y, x), in the scale of the scan's reference, and seconds with set-up."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ class Own:
     def missing(self) -> str | None:
         return None
 
-    def reconstruct(self, scan: bk.Scan, weight: float, n_iterations: int) -> torch.Tensor:
+    def timed(self, scan: bk.Scan, weight: float, n_iterations: int) -> tuple[torch.Tensor, float]:
+        began = time.perf_counter()
         A = bk.Encoding(scan.trajectory, scan.maps)
         options = {"wavelet": self.wavelet, "n_iterations": n_iterations, "tolerance": 0}
-        return bk.compressed_sensing(A, scan.kspace, reg_weight=weight, **options)
+        image = bk.compressed_sensing(A, scan.kspace, reg_weight=weight, **options)
+        return image, time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Bart:
     def missing(self) -> str | None:
         return None if shutil.which("bart") else "bart is not on the PATH (Debian and Ubuntu: apt install bart)"
 
-    def reconstruct(self, scan: bk.Scan, weight: float, n_iterations: int) -> torch.Tensor:
+    def timed(self, scan: bk.Scan, weight: float, n_iterations: int) -> tuple[torch.Tensor, float]:
         options = self.options.format(weight=weight).split()
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -90,9 +93,11 @@ class Bart:
             write_cfl(folder / "kspace", scan.kspace.T.numpy()[None, None])
             write_cfl(folder / "maps", scan.maps.numpy().T)
             files = ["-t", "trajectory", "kspace", "maps", "image"]
+            began = time.perf_counter()
             run(["bart", "pics", "-S", "-i", str(n_iterations), *options, *files], folder)
+            seconds = time.perf_counter() - began
             image = read_cfl(folder / "image").reshape(scan.image_shape[::-1])
-        return torch.from_numpy(np.ascontiguousarray(image.T))
+        return torch.from_numpy(np.ascontiguousarray(image.T)), seconds
 
 
 @dataclass(frozen=True)
@@ -112,15 +117,16 @@ class SigPy:
             return str(error).splitlines()[0]
         return None
 
-    def reconstruct(self, scan: bk.Scan, weight: float, n_iterations: int) -> torch.Tensor:
+    def timed(self, scan: bk.Scan, weight: float, n_iterations: int) -> tuple[torch.Tensor, float]:
         script = ROOT / "benchmarks" / "sigpy_recon.py"
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             arrays = {part: getattr(scan, part).numpy() for part in ("kspace", "maps", "trajectory")}
             np.savez(folder / "input.npz", **arrays)
             python = environment("sigpy", SIGPY)
-            run([python, str(script), "input.npz", "output.npy", self.app, repr(weight), str(n_iterations)], folder)
-            return torch.from_numpy(np.load(folder / "output.npy"))
+            options = [self.app, repr(weight), str(n_iterations)]
+            said = run([python, str(script), "input.npz", "output.npy", *options], folder)
+            return torch.from_numpy(np.load(folder / "output.npy")), float(said)
 
 
 BASELINES: tuple[Baseline, ...] = (
@@ -135,13 +141,14 @@ BASELINES: tuple[Baseline, ...] = (
 )
 
 
-def run(command: list[str], folder: Path) -> None:
-    """Run a command in a folder, on as many threads as torch uses here, and raise what it said if it failed."""
+def run(command: list[str], folder: Path) -> str:
+    """Run a command in a folder, on as many threads as torch uses here; return or, if it failed, raise what it said."""
     n_threads = str(torch.get_num_threads())
     threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), n_threads)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, **threads})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def write_cfl(path: Path, array: np.ndarray) -> None:

@@ -63,7 +63,7 @@ class Tuned(NamedTuple):
 def baseline_image(case: Case, baseline: Baseline, weight: float, n_iterations: int) -> torch.Tensor:
     """Return a baseline's image, the kept one if there is one."""
     key = f"{baseline.key}_{weight:.4g}_{n_iterations}"
-    return case.image(key, lambda: baseline.reconstruct(case.scan(), weight, n_iterations))
+    return case.image(key, lambda: baseline.timed(case.scan(), weight, n_iterations)[0])
 
 
 def mean_psnr(cases: list[Case], baseline: Baseline, weight: float, n_iterations: int) -> float:

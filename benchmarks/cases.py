@@ -16,6 +16,7 @@ from common import ROOT
 from scipy import ndimage
 
 import blockkit as bk
+from blockkit.data.centerlines import Centerlines, vessel_centerlines
 
 KEPT = ROOT / "build" / "quality"
 IMAGE_SHAPE, FINE_SHAPE, N_COILS, NOISE = (48, 40, 48), (72, 60, 72), 4, 0.02
@@ -24,10 +25,11 @@ BODY_LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Case:
-    """A scan by name; ``make`` simulates or reads it."""
+    """A scan by name; ``make`` simulates or reads it, and ``centerlines`` are those of its vessels."""
 
     name: str
     make: Callable[[], bk.Scan]
+    centerlines: Callable[[], Centerlines]
 
     @property
     def folder(self) -> Path:
@@ -62,7 +64,14 @@ def make_phantom_scan(seed: int, acceleration: float) -> bk.Scan:
 def phantom_cases(seeds: range, acceleration: int) -> list[Case]:
     """Return a case for each seed."""
     make = functools.partial(make_phantom_scan, acceleration=acceleration)
-    return [Case(f"phantom_{seed}_acceleration_{acceleration}", functools.partial(make, seed)) for seed in seeds]
+    return [
+        Case(
+            f"phantom_{seed}_acceleration_{acceleration}",
+            functools.partial(make, seed),
+            functools.partial(vessel_centerlines, IMAGE_SHAPE, seed=seed),
+        )
+        for seed in seeds
+    ]
 
 
 def body_mask(reference: torch.Tensor) -> torch.Tensor:

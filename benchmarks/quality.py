@@ -15,7 +15,6 @@ import argparse
 import functools
 import hashlib
 import math
-from collections.abc import Callable
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from common import ROOT, machine
 from tuning import PLATEAU_DB, climb, tune
 
 import blockkit as bk
+from blockkit.data.visibility import DIAMETERS, invented_vessels, vessel_scores
 from blockkit.mbdl.weights import SHIPPED
 
 ACCELERATIONS = (8, 4, 16)  # in the order of tuning: each starts from what the one before it found
@@ -33,20 +33,10 @@ VALIDATION_SEEDS, TEST_SEEDS = range(2990, 2992), range(3000, 3012)
 MOST_ITERATIONS, BEHIND_DB = 3200, 1.5
 
 
-class Truth(NamedTuple):
-    """What an image is compared with."""
-
-    case: Case
-    reference: torch.Tensor
-    body: torch.Tensor
-
-
-METRICS: dict[str, Callable[[torch.Tensor, Truth], float]] = {  # a column each
-    "PSNR dB": lambda image, truth: bk.psnr(image, truth.reference),
-    "SSIM": lambda image, truth: bk.ssim(image, truth.reference),
-    "PSNR dB, body": lambda image, truth: bk.psnr(image, truth.reference, mask=truth.body),
-    "SSIM, body": lambda image, truth: bk.ssim(image, truth.reference, mask=truth.body),
-}
+METRICS = ("PSNR dB", "SSIM", "PSNR dB, body", "SSIM, body", "NRMSE")  # a column each
+VESSELS = {"1/2 voxel": DIAMETERS[0], "1 voxel": DIAMETERS[1], "2 voxels": DIAMETERS[2]}
+VESSEL_METRICS = (*(f"visible, {name}" for name in VESSELS), "CNR, 1 voxel", "CNR, 2 voxels", "not invented")
+LOWER_IS_BETTER = ("NRMSE",)
 Scores = dict[str, list[dict[str, float]]]
 
 
@@ -134,14 +124,33 @@ def images(case: Case, runners: list[Tuned]) -> dict[str, torch.Tensor]:
     return {"gridding": gridding_image(case), **compared, "MBDL": mbdl_image(case)}
 
 
+def measure(image: torch.Tensor, case: Case) -> dict[str, float]:
+    """Return every metric of an image: of the whole volume, of the body, and of the vessels in the lungs.
+
+    ``visible`` is the part of the centerlines visible in the reference that is visible in the image, by diameter;
+    ``not invented`` is the part of the image's vessels that the reference has too.
+    """
+    reference = case.scan().reference
+    body, lines = body_mask(reference), case.centerlines()
+    vessels = dict(zip(VESSELS, vessel_scores(image, reference, lines, diameters=list(VESSELS.values())), strict=True))
+    return {
+        "PSNR dB": bk.psnr(image, reference),
+        "SSIM": bk.ssim(image, reference),
+        "PSNR dB, body": bk.psnr(image, reference, mask=body),
+        "SSIM, body": bk.ssim(image, reference, mask=body),
+        "NRMSE": bk.nrmse(image, reference),
+        **{f"visible, {name}": score.visible for name, score in vessels.items()},
+        **{f"CNR, {name}": score.cnr for name, score in vessels.items()},
+        "not invented": 1 - invented_vessels(image, reference, lines),
+    }
+
+
 def evaluate(cases: list[Case], runners: list[Tuned]) -> Scores:
     """Return for each method, for each case, every metric."""
     scores: Scores = {}
     for case in cases:
-        reference = case.scan().reference
-        truth = Truth(case, reference, body_mask(reference))
         for name, image in images(case, runners).items():
-            scores.setdefault(name, []).append({key: metric(image, truth) for key, metric in METRICS.items()})
+            scores.setdefault(name, []).append(measure(image, case))
             print(f"{case.name}: {name} {scores[name][-1]['PSNR dB']:.2f} dB", flush=True)
     return scores
 
@@ -149,17 +158,18 @@ def evaluate(cases: list[Case], runners: list[Tuned]) -> Scores:
 def section(title: str, cases: list[Case], runners: list[Tuned]) -> list[str]:
     """Return the lines of one set of cases."""
     scores = evaluate(cases, runners)
-    lines = ["", f"## {title}", "", f"Mean, and smallest to largest, over {len(cases)} scans.", ""]
-    lines += [f"| method | {' | '.join(METRICS)} |", "| --- |" + " --- |" * len(METRICS)]
-    for name, rows in scores.items():
-        lines.append(f"| {name} | " + " | ".join(spread([row[key] for row in rows], key) for key in METRICS) + " |")
+    lines = ["", f"## {title}", "", f"Mean, and smallest to largest, over {len(cases)} scans."]
+    for columns in (METRICS, VESSEL_METRICS):
+        lines += ["", f"| method | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+        for name, rows in scores.items():
+            lines.append(f"| {name} | " + " | ".join(spread([row[key] for row in rows], key) for key in columns) + " |")
     rivals = [scores[one.baseline.name] for one in runners]
     return [
         *lines,
         "",
         "MBDL minus the best baseline of each scan:",
         "",
-        *(verdict(key, scores["MBDL"], rivals) for key in METRICS),
+        *(verdict(key, scores["MBDL"], rivals) for key in (*METRICS, *VESSEL_METRICS)),
     ]
 
 
@@ -174,20 +184,30 @@ def account(every: list[Tuned], untuned: list[Tuned]) -> list[str]:
 
 
 def spread(values: list[float], key: str) -> str:
-    """Return mean, smallest and largest."""
+    """Return mean, smallest and largest of those that are there: an image may have no vessel of a diameter."""
+    there = [value for value in values if not math.isnan(value)]
+    if not there:
+        return ""
     mean, low, high = (
-        f"{v:.2f}" if "dB" in key else f"{v:.3f}" for v in (sum(values) / len(values), min(values), max(values))
+        f"{v:.2f}" if "dB" in key else f"{v:.3f}" for v in (sum(there) / len(there), min(there), max(there))
     )
     return f"{mean} ({low} to {high})"
 
 
 def verdict(key: str, ours: list[dict[str, float]], rivals: list[list[dict[str, float]]]) -> str:
     """Say by how much MBDL leads the best baseline of each scan."""
-    gains = [own[key] - max(row[key] for row in rows) for own, *rows in zip(ours, *rivals, strict=True)]
+    sign = -1 if key in LOWER_IS_BETTER else 1
+    leads = [
+        sign * own[key] - max(sign * row[key] for row in rows)
+        for own, *rows in zip(ours, *rivals, strict=True)
+        if not math.isnan(own[key])
+    ]
+    if not leads:
+        return f"- {key}: none in these phantoms."
     digits = 2 if "dB" in key else 3
     return (
-        f"- {key}: mean {sum(gains) / len(gains):+.{digits}f}, "
-        f"smallest {min(gains):+.{digits}f}; higher in {sum(gain > 0 for gain in gains)} of {len(gains)}."
+        f"- {key}: mean lead {sum(leads) / len(leads):+.{digits}f}, "
+        f"smallest {min(leads):+.{digits}f}; better in {sum(lead > 0 for lead in leads)} of {len(leads)}."
     )
 
 

@@ -277,6 +277,7 @@ def test_validation_is_scored_on_held_out_samples_and_the_lowest_is_kept():
     assert len({value for _, value in history.validation}) == 4
 
 
+@pytest.mark.slow
 def test_a_run_without_references_resumes_without_loss_also_augmented(tmp_path):
     how = {"target": "self", "validation": UNREFERENCED[2:], "n_steps": 7, "augment": True, "seed": 3}
     whole, resumed = make_model(), make_model()
@@ -367,6 +368,7 @@ def test_a_fold_that_is_not_there_is_named():
         split_scan(SCANS[0], 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1e-20, 1e20])
 def test_the_unit_of_a_scan_does_not_change_the_training(unit):
     scaled = [replace(scan, kspace=scan.kspace * unit) for scan in UNREFERENCED]

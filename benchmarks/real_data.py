@@ -31,7 +31,7 @@ PICTURES = ROOT / "build" / "real_data"
 CTA_SHAPE, CTA_COILS, ACCELERATION = (64, 48, 64), 8, 8
 CTA_WEIGHTS, CTA_ITERATIONS = (2e-5, 4e-5, 8e-5), 300
 LUNG_MATRIX, LUNG_WEIGHTS, LUNG_ITERATIONS = 64, (1e-3, 3e-3, 1e-2), 150
-SIGNAL = {-1000: 0.0, -500: 0.15, -200: 0.2, -100: 0.3, -20: 0.18, 80: 0.2, 160: 0.45, 300: 1.0, 900: 1.0, 1200: 0.2}
+SIGNAL = {-1000: 0.0, -500: 0.15, -200: 0.2, -100: 0.3, -20: 0.18, 80: 0.2, 160: 0.45, 300: 1.0}
 OUTSIDE = {-1000: 0.0, -500: 0.1, -200: 0.2, -100: 0.3, -20: 0.18, 120: 0.2, 300: 0.15, 900: 0.05}
 """Signal by Hounsfield units inside the ribcage, where what is bright is blood, and outside, where it is bone."""
 
@@ -51,8 +51,11 @@ def angiogram(hounsfield: Array) -> Array:
     """Map Hounsfield units to the magnitude of an MR angiogram."""
     lungs = ndimage.binary_opening((hounsfield > -980) & (hounsfield < -500), iterations=2)
     pieces, _ = ndimage.label(lungs)
-    sizes = np.bincount(pieces.ravel())[1:]
-    lungs = np.isin(pieces, 1 + np.flatnonzero(sizes > 0.2 * sizes.max()))
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    for side in (pieces[:, [0, -1]], pieces[:, :, [0, -1]]):  # couch and clothes, which reach the edge of the picture
+        sizes[np.unique(side)] = 0
+    lungs = np.isin(pieces, np.flatnonzero(sizes > 0.2 * sizes.max()))
     cage = np.stack([convex_hull_image(plane) if plane.any() else plane for plane in lungs])
     cage = ndimage.binary_erosion(cage, iterations=2)
     inside, outside = (np.interp(hounsfield, list(table), list(table.values())) for table in (SIGNAL, OUTSIDE))

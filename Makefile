@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow accept tour bench paper train clean distclean
+.PHONY: help setup lab test check slow accept tour bench paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -29,7 +29,9 @@ help:
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
 	@echo 'make bench      memory, plans, NUFFT, ways to run a step, peers: tables in benchmarks/results/, half an hour'
 	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
+	@echo 'make quality    MBDL against tuned compressed sensing: quality, robustness, time; hours, goes on where it was stopped'
 	@echo 'make train      train the weights file that comes with blockkit anew'
+	@echo 'make ablate     train small models with one choice changed at a time: an hour, goes on where it was stopped'
 	@echo 'make clean      delete caches;  make distclean: also $(VENV) and build/, with the state of a training run'
 
 setup: $(STAMP)
@@ -78,8 +80,14 @@ bench: setup
 paper: setup
 	$(PY) benchmarks/paper_size.py
 
+quality: setup
+	@for one in quality robustness speed; do $(PY) benchmarks/$$one.py || exit 1; done
+
 train: setup
 	$(PY) tools/train_shipped.py
+
+ablate: setup
+	$(PY) tools/ablate.py
 
 clean:
 	rm -rf build/lib build/bdist.* build/tour dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

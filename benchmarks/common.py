@@ -1,13 +1,17 @@
 """What the benchmarks share: the line that says where a figure comes from, a stopwatch, environments of peers."""
 
+import hashlib
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import torch
+
+from blockkit.mbdl.weights import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +33,11 @@ def seconds(function: Callable[[], object], n: int = 3) -> float:
         function()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def weights_name() -> str:
+    """Return the first digits of the shipped weights' checksum."""
+    return hashlib.sha256((files("blockkit_samples") / SHIPPED).read_bytes()).hexdigest()[:8]
 
 
 def environment(name: str, packages: Sequence[str]) -> str:

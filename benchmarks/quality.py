@@ -13,20 +13,17 @@ well: run ``tune --baselines`` for some of them in one shell and for the others 
 
 import argparse
 import functools
-import hashlib
 import math
-from importlib.resources import files
 from typing import NamedTuple
 
 import torch
 from baselines import BASELINES, Baseline
 from cases import Case, body_mask, phantom_cases
-from common import ROOT, machine
+from common import ROOT, machine, weights_name
 from tuning import PLATEAU_DB, climb, tune
 
 import blockkit as bk
 from blockkit.data.visibility import DIAMETERS, invented_vessels, vessel_scores
-from blockkit.mbdl.weights import SHIPPED
 
 ACCELERATIONS = (8, 4, 16)  # in the order of tuning: each starts from what the one before it found
 VALIDATION_SEEDS, TEST_SEEDS = range(2990, 2992), range(3000, 3012)
@@ -101,14 +98,13 @@ def contenders(every: list[Tuned]) -> list[Tuned]:
 
 def mbdl_image(case: Case) -> torch.Tensor:
     """Return the shipped model's image; another weights file has another key."""
-    digest = hashlib.sha256((files("blockkit_samples") / SHIPPED).read_bytes()).hexdigest()[:8]
 
     @torch.no_grad()
     def reconstruct() -> torch.Tensor:
         scan = case.scan()
         return bk.pretrained()(bk.Encoding(scan.trajectory, scan.maps), scan.kspace)
 
-    return case.image(f"mbdl_{digest}", reconstruct)
+    return case.image(f"mbdl_{weights_name()}", reconstruct)
 
 
 def gridding_image(case: Case) -> torch.Tensor:

@@ -10,21 +10,18 @@ build/robustness/, so that a run that was stopped goes on. Writes benchmarks/res
 """
 
 import argparse
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from importlib.resources import files
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from common import ROOT, machine
+from common import ROOT, machine, weights_name
 
 import blockkit as bk
 from blockkit.data.centerlines import vessel_centerlines
 from blockkit.data.visibility import DIAMETERS, invented_vessels, vessel_scores
-from blockkit.mbdl.weights import SHIPPED
 
 KEPT = ROOT / "build" / "robustness"
 TEST_SEEDS, VALIDATION_SEED = (3020, 3021), 3019
@@ -132,12 +129,6 @@ class Case:
             f"cs_{weight:g}_{n_iterations}",
             lambda: bk.compressed_sensing(self.A, self.scan.kspace, reg_weight=weight, n_iterations=n_iterations),
         )
-
-
-@lru_cache
-def weights_name() -> str:
-    """Return the first digits of the shipped weights' checksum."""
-    return hashlib.sha256(Path(str(files("blockkit_samples") / SHIPPED)).read_bytes()).hexdigest()[:8]
 
 
 def tuned_weight(setting: Setting) -> float:

@@ -1,8 +1,8 @@
 """Train the weights that ship in data_samples/: seeded phantoms, seeded scans, resumable stages.
 
 Each stage goes on from the weights of the one before, with the learning rate raised again (a warm restart). The first
-two see radial scans of one kind; the third shows the regularizers the gradient too, and half of its scans are of any
-kind: :mod:`training_scans`. Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where
+two see radial scans of one kind; the third shows the regularizers the gradient too, and two thirds of its scans are of
+any kind: :mod:`training_scans`. Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where
 it stopped.
 """
 

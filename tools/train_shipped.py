@@ -2,8 +2,8 @@
 
 Each stage goes on from the weights of the one before, with the learning rate raised again (a warm restart). The first
 two see radial scans of one kind; the third shows the regularizers the gradient too, and two thirds of its scans are of
-any kind: :mod:`training_scans`. Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where
-it stopped.
+any kind: :mod:`training_scans`. Scans and checkpoints are kept in build/training/, so that an interrupted run goes on
+where it stopped.
 """
 
 import argparse

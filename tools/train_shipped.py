@@ -2,8 +2,8 @@
 
 Each stage goes on from the weights of the one before, with the learning rate raised again (a warm restart). The first
 two see radial scans of one kind; the third shows the regularizers the gradient too, and two thirds of its scans are of
-any kind: :mod:`training_scans`. Scans and checkpoints are kept in build/training/, so that an interrupted run goes on
-where it stopped.
+any kind: :mod:`training_scans`. The fourth makes the hidden layers wider, and adds scans that leave little to do.
+Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where it stopped.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from training_scans import SimulatedScans, make_scan, make_wide_scan
+from training_scans import SimulatedScans, make_clean_scan, make_scan, make_wide_scan
 
 import blockkit as bk
 from blockkit.mbdl.weights import SHIPPED
@@ -22,19 +22,30 @@ from blockkit.mbdl.weights import SHIPPED
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of ``fit``: the phantoms it sees, for how many steps, and what the regularizers see."""
+    """One run of ``fit``: the phantoms it sees, for how many steps, and the regularizers' width and input."""
 
     seeds: range
     n_steps: int
     learning_rate: float = 1.5e-3
     wide_seeds: range = range(0)
+    clean_seeds: range = range(0)
     sees_gradient: bool = False
+    n_channels: int = 64
 
 
 STAGES = (
     Stage(range(1000, 1300), 2600),
     Stage(range(1000, 1400), 6500),
     Stage(range(1400, 1500), 3000, 8e-4, wide_seeds=range(5000, 5200), sees_gradient=True),
+    Stage(
+        range(1500, 1650),
+        2800,
+        1e-3,
+        wide_seeds=range(5080, 5200),
+        clean_seeds=range(7000, 7030),
+        sees_gradient=True,
+        n_channels=96,
+    ),
 )
 VALIDATION_SEEDS, WIDE_VALIDATION_SEEDS = range(2000, 2006), range(6000, 6006)
 ROOT = Path(__file__).parent.parent
@@ -48,21 +59,32 @@ def make_model() -> bk.UnrolledNetwork:
 
 
 @torch.no_grad()
-def show_gradient(model: bk.UnrolledNetwork) -> bk.UnrolledNetwork:
-    """Return a model whose regularizers see the gradient too, with weights of zero for it: the same images."""
+def grown(model: bk.UnrolledNetwork, stage: Stage) -> bk.UnrolledNetwork:
+    """Return a model as large as the stage wants it that gives the same images as ``model``.
+
+    What is new takes its inputs with random weights and passes them on with weights of zero; the weights for the
+    gradient, new inputs of the first layer, are zero too.
+    """
     old = model.regularizers[0]
-    regularizer = bk.ResidualCNN(old.n_channels, old.n_layers, downsample=old.downsample, sees_gradient=True)
-    wider = bk.UnrolledNetwork(regularizer, model.n_unrolls, shared_weights=model.shared_weights)
-    for name, value in wider.state_dict().items():
+    if (old.sees_gradient, old.n_channels) == (stage.sees_gradient, stage.n_channels):
+        return model
+    torch.manual_seed(0)
+    regularizer = bk.ResidualCNN(
+        stage.n_channels, old.n_layers, downsample=old.downsample, sees_gradient=stage.sees_gradient
+    )
+    larger = bk.UnrolledNetwork(regularizer, model.n_unrolls, shared_weights=model.shared_weights)
+    for name, value in larger.state_dict().items():
         known = model.state_dict()[name]
-        value.zero_()
+        value[tuple(map(slice, known.shape[:1]))] = 0
         value[tuple(map(slice, known.shape))] = known
-    return wider
+    return larger
 
 
 def scans_of(stage: Stage, work: Path) -> SimulatedScans:
     """Return the scans that a stage trains on."""
-    return SimulatedScans({make_scan: stage.seeds, make_wide_scan: stage.wide_seeds}, work)
+    return SimulatedScans(
+        {make_scan: stage.seeds, make_wide_scan: stage.wide_seeds, make_clean_scan: stage.clean_seeds}, work
+    )
 
 
 def validation_of(stage: Stage, work: Path) -> SimulatedScans:
@@ -85,8 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = make_model()
     log = []
     for i, stage in enumerate(STAGES):
-        if stage.sees_gradient and not getattr(model.regularizers[0], "sees_gradient", False):
-            model = show_gradient(model)
+        model = grown(model, stage)
         with torch.autocast("cpu", dtype=torch.bfloat16):  # in the regularizer only: convolutions take half the time
             history = bk.fit(
                 model,

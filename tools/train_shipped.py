@@ -7,6 +7,7 @@ Scans and checkpoints are kept in build/training/, so that an interrupted run go
 """
 
 import argparse
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         losses = [round(loss, 5) for loss in history.losses]
         log.append({"losses": losses, "validation_psnr_db": history.validation})
-    bk.save_weights(model, ROOT / "data_samples" / SHIPPED)
+    bk.save_weights(copy.deepcopy(model).half(), ROOT / "data_samples" / SHIPPED)  # half the file; read as float32
     (ROOT / "data_samples" / "training_log.json").write_text(json.dumps(log) + "\n")
 
 

@@ -6,7 +6,7 @@ largest eigenvalue and gridding count for blockkit, set-up for the others. Start
 compilation and reading of the scan do not count, except for BART, whose command is timed as a whole. The weight of each
 baseline is the best of three on a validation phantom at 100 iterations; iterations are doubled until that gains less
 than 0.1 dB. Points are kept in build/speed/, so that a run that was stopped goes on. Run it on a quiet machine. Writes
-benchmarks/results/speed.md.
+benchmarks/results/speed.md and the curves beside it, speed.svg.
 """
 
 import functools
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from baselines import BASELINES, Baseline
 from common import ROOT, machine
+from matplotlib.figure import Figure
 
 import blockkit as bk
 
@@ -112,6 +113,19 @@ def converged(points: dict[int, dict[str, float]]) -> int | None:
     return next(n for n, point in points.items() if point["psnr"] > best - PLATEAU_DB)
 
 
+def draw(curves: dict[str, list[dict[str, float]]]) -> None:
+    """Draw PSNR against time for each method."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        seconds, psnr = ([point[key] for point in points] for key in ("seconds", "psnr"))
+        axes.semilogx(seconds, psnr, "o-", label=name)
+    axes.set(xlabel="seconds of a whole reconstruction", ylabel="PSNR (dB)")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(ROOT / "benchmarks" / "results" / "speed.svg", metadata={"Date": None})
+
+
 def row(name: str, point: dict[str, float], note: str) -> str:
     return f"| {name} | {point['seconds']:.1f} | {point['psnr']:.2f} | {point['ssim']:.3f} | {note} |"
 
@@ -132,6 +146,7 @@ def main() -> None:
     ]
     lines += ["", "| method | seconds | PSNR dB | SSIM | |", "| --- | --- | --- | --- | --- |"]
     lines += [row(f"MBDL, {precision}", point, "") for precision, point in ours.items()]
+    curves = {"MBDL": [ours["single"]], "MBDL, bfloat16": [ours["bfloat16"]]}
     ratios = []
     for baseline in BASELINES:
         if baseline.key not in TIMED:
@@ -140,6 +155,7 @@ def main() -> None:
             lines.append(f"| {baseline.name} | | | | skipped: {why} |")
             continue
         weight, points = curve(baseline)
+        curves[baseline.name] = list(points.values())
         there = converged(points)
         for n, point in points.items():
             note = "converged" if n == there else ""
@@ -149,7 +165,8 @@ def main() -> None:
             gain = min(point["psnr"] for point in ours.values()) - points[there]["psnr"]
             faster = f"{ratio[0]:.1f} x faster, {ratio[1]:.1f} x in bfloat16"
             ratios.append(f"{baseline.name}: MBDL is {faster}, and {gain:+.2f} dB.")
-    lines += ["", *ratios]
+    lines += ["", *ratios, "", "![PSNR against time](speed.svg)"]
+    draw(curves)
     (ROOT / "benchmarks" / "results" / "speed.md").write_text("\n".join(lines) + "\n")
     print("\n".join(ratios))
 

@@ -17,9 +17,7 @@ Any byte order will do, and for the attributes strings of fixed or variable leng
 """
 
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockkit.checks import check_complex, check_finite, check_tensor
+from blockkit.data.files import ScanFileError, check_is_file, check_voxel_size, written_beside
+from blockkit.data.hdf5 import find, open_hdf5, plain, read_attribute, read_dataset
 
 FORMAT, VERSION = "blockkit-scan", 1
 
@@ -41,10 +41,6 @@ _LAYOUT = {
     "reference": ("complex64", ("z", "y", "x"), "arbitrary"),
 }
 _OPTIONAL = ("reference",)
-
-
-class ScanFileError(ValueError):
-    """A scan file that cannot be read; the message says why."""
 
 
 def write_scan_file(
@@ -66,7 +62,7 @@ def write_scan_file(
     FileNotFoundError
         If the folder does not exist.
     """
-    with _written_beside(path) as part, h5py.File(part, "w") as file:
+    with written_beside(path) as part, h5py.File(part, "w") as file:
         file.attrs.update(format=FORMAT, version=VERSION, voxel_size=np.array(voxel_size, np.float64))
         file.attrs["voxel_size_axes"], file.attrs["voxel_size_unit"] = "z y x", "mm"
         for name, (dtype, axes, unit) in _LAYOUT.items():
@@ -97,37 +93,31 @@ def read_scan_file(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]
     ScanFileError
         If the file is cut short, is not HDF5, or does not have the layout.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no scan file '{path}'. Folder searched: '{path.absolute().parent}'.")
-    if not h5py.is_hdf5(path):
-        raise ScanFileError(f"'{path}' is not an HDF5 file. Expected one written by scan.save(path).")
-    try:
-        with h5py.File(path, "r") as file:
-            return _read_arrays(file, path), _read_voxel_size(file, path)
-    except ScanFileError:
-        raise
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:  # all that h5py raises on bad bytes
-        raise ScanFileError(
-            f"'{path}' is damaged or cut short ({path.stat().st_size} bytes): {error}. Copy or save it again."
-        ) from error
+    path = check_is_file(path)
+    with open_hdf5(path) as file:
+        arrays = {
+            name: np.ascontiguousarray(read_dataset(dataset, name, path), _LAYOUT[name][0])
+            for name, dataset in find_datasets(file, path).items()
+        }
+        return arrays, read_voxel_size(file, path)
 
 
-def _read_arrays(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
-    layout, version = _plain(file.attrs.get("format")), _plain(file.attrs.get("version"))
+def find_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+    """Return the datasets of a file in the layout of this module by name, none of them read yet, or raise."""
+    layout, version = plain(read_attribute(file, "format")), plain(read_attribute(file, "version"))
     if not np.array_equal(layout, FORMAT):
         raise ScanFileError(
-            f"'{path}' is HDF5, but its attribute format is {layout}, expected {FORMAT}. "
-            "Only files in the layout that scan.save(path) writes can be read."
+            f"'{path}' is HDF5, but its attribute format is {layout}, expected {FORMAT}. Only files in the layout that "
+            "scan.save(path) writes can be read so; for others there are bk.load_ismrmrd and bk.load_arrays."
         )
     if not np.array_equal(version, VERSION):
         raise ScanFileError(
             f"'{path}' has layout version {version}, expected {VERSION}. "
             "Read it with the version of blockkit that wrote it."
         )
-    arrays = {}
+    found = {}
     for name, (dtype, axes, _) in _LAYOUT.items():
-        dataset = file.get(name)
+        dataset = find(file, name)
         if dataset is None and name in _OPTIONAL:
             continue
         if not isinstance(dataset, h5py.Dataset):
@@ -136,20 +126,14 @@ def _read_arrays(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
             raise ScanFileError(f"'{path}': {name} has dtype {dataset.dtype}, expected {dtype}.")
         if dataset.ndim != len(axes):
             raise ScanFileError(f"'{path}': {name} has shape {dataset.shape}, expected ({', '.join(axes)}).")
-        arrays[name] = np.ascontiguousarray(dataset[()], dtype)
-    return arrays
+        found[name] = dataset
+    return found
 
 
-def _plain(attribute: Any) -> Any:
-    """Return an attribute without what languages differ in: text for bytes, the element for an array of one."""
-    value = np.asarray(attribute)
-    value = value.item() if value.size == 1 else value
-    return value.decode(errors="replace").rstrip("\0 ") if isinstance(value, bytes) else value
-
-
-def _read_voxel_size(file: h5py.File, path: Path) -> tuple[float, ...]:
+def read_voxel_size(file: h5py.File, path: Path) -> tuple[float, ...]:
+    """Return the voxel size (z, y, x) in mm of an open file, or raise."""
     try:
-        return tuple(float(v) for v in np.ravel(file.attrs["voxel_size"]))
+        return tuple(float(v) for v in np.ravel(read_attribute(file, "voxel_size")))
     except (KeyError, TypeError, ValueError):
         raise ScanFileError(f"'{path}' has no attribute voxel_size of three numbers (z, y, x) in mm.") from None
 
@@ -205,30 +189,5 @@ def save_nifti(
     nifti.header.set_xyzt_units("mm")
     nifti.set_sform(affine, code="scanner")
     nifti.set_qform(affine, code="scanner")
-    with _written_beside(path) as part:
+    with written_beside(path) as part:
         nibabel.save(nifti, part)
-
-
-def check_voxel_size(voxel_size: Sequence[float]) -> tuple[float, float, float]:
-    """Return three positive sizes (z, y, x) in mm, or raise."""
-    try:
-        z, y, x = (float(v) for v in voxel_size)
-    except (TypeError, ValueError):
-        z = y = x = -1.0
-    if not all(0 < v < float("inf") for v in (z, y, x)):
-        raise ValueError(f"voxel_size is {voxel_size}, expected three positive numbers (z, y, x) in mm.")
-    return z, y, x
-
-
-@contextmanager
-def _written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path in the same folder; move it to ``path`` if all went well, else remove it."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder '{path.parent}' to write '{path.name}' in. Make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"'{path}' is a folder, expected the name of a file.")
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        yield part
-        os.replace(part, path)

@@ -20,7 +20,8 @@ from blockkit.checks import (
     check_tensor,
 )
 from blockkit.data.band import limit_band, smallest_region
-from blockkit.data.formats import ScanFileError, check_voxel_size, read_scan_file, write_scan_file
+from blockkit.data.files import ScanFileError, check_voxel_size
+from blockkit.data.formats import read_scan_file, write_scan_file
 from blockkit.data.render import voxel_size_mm
 from blockkit.physics.coils import FOV_MM, simulate_maps
 from blockkit.physics.fourier import NUFFT, check_trajectory

@@ -1,0 +1,168 @@
+"""Read HDF5 files that may be damaged, or lie: what is promised is compared with what the file can hold first.
+
+A dataset's shape is a promise in its header. Before anything of that size is allocated, its bytes are held against
+those that the file stores for it, and these against the size of the file. Links to other files are not followed. And
+since damaged bytes can crash the HDF5 library, or hold it in a loop, each file is tried in a process of its own first
+(:mod:`blockkit.data.probe`). What remains: beyond 1 GiB only the directory is tried, not the values.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from blockkit.data import probe
+from blockkit.data.files import ScanFileError, check_is_file
+from blockkit.data.probe import read_attribute as read_attribute
+
+_WALL_SECONDS = 300  # where a process cannot be limited in processor time
+
+
+@contextmanager
+def open_hdf5(path: str | os.PathLike[str], *, values: bool = True) -> Iterator[h5py.File]:
+    """Open an HDF5 file to read; whatever damaged bytes raise inside becomes one error that names the file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    values
+        Whether the values will be read too: then they are tried first, as the directory always is.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ScanFileError
+        If it is not HDF5, is cut short or damaged.
+    """
+    path = check_is_file(path)
+    if not h5py.is_hdf5(path):
+        raise ScanFileError(f"'{path}' is not an HDF5 file. Expected one written by scan.save(path), or ISMRMRD.")
+    said = _prober.ask(path, values)
+    if said is not None:
+        raise _damaged(path, said)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except ScanFileError:
+        raise
+    except (*probe.FAILURES, MemoryError) as error:
+        raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _damaged(path: Path, said: str) -> ScanFileError:
+    return ScanFileError(
+        f"'{path}' is damaged or cut short ({path.stat().st_size} bytes): {said}. Copy or save it again."
+    )
+
+
+def find(group: h5py.Group, name: str) -> h5py.Dataset | h5py.Group | None:
+    """Return the member of a group, or None if there is none; a link to another file counts as none."""
+    link = group.get(name, getlink=True)
+    if link is None or isinstance(link, h5py.ExternalLink):
+        return None
+    member = group.get(name)
+    return member if isinstance(member, h5py.Dataset | h5py.Group) else None
+
+
+def read_dataset(dataset: h5py.Dataset, name: str, path: Path) -> NDArray[Any]:
+    """Return a dataset as an array, or raise if the file cannot hold what it promises."""
+    check_stored(dataset, name, path)
+    return np.asarray(dataset[()])
+
+
+def check_stored(dataset: h5py.Dataset, name: str, path: Path) -> None:
+    """Raise if the file cannot hold what the dataset promises."""
+    why = probe.why_not_stored(dataset, path.stat().st_size)
+    if why is not None:
+        raise ScanFileError(f"'{path}': {name} {why}.")
+
+
+def plain(attribute: Any) -> Any:
+    """Return an attribute without what languages differ in: text for bytes, the element for an array of one."""
+    value = np.asarray(attribute)
+    value = value.item() if value.size == 1 else value
+    return value.decode(errors="replace").rstrip("\0 ") if isinstance(value, bytes) else value
+
+
+class _Prober:
+    """The process that tries files; one, started at the first file, and anew after one has killed it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+
+    def ask(self, path: Path, values: bool) -> str | None:
+        """Return why a file cannot be read, or None if it can, or if no process can be started to try it."""
+        with self._lock:
+            try:
+                process = self._start()
+                requests, answers = _pipes(process)
+                requests.write(json.dumps([str(path.absolute()), values]) + "\n")
+                requests.flush()
+            except OSError:
+                self._end()
+                return None
+            clock = threading.Timer(_WALL_SECONDS, process.kill)
+            if sys.platform == "win32":
+                clock.start()
+            answer = answers.readline()
+            clock.cancel()
+            if answer:
+                said = json.loads(answer)
+                return None if said is None else str(said)
+            code = process.wait()
+            self._end()
+        return (
+            f"reading it crashes the HDF5 library or takes it for ever (the process that tried ended with {code}). "
+            "Its bytes cannot be right"
+        )
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._owner != os.getpid():  # after a fork: the process is the parent's
+            self._process, self._owner = None, os.getpid()
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-W", "ignore", probe.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+            )
+            if not _pipes(self._process)[1].readline():
+                raise OSError("the process did not start")
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.wait()
+            for pipe in _pipes(process):
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    if process.stdin is None or process.stdout is None:
+        raise OSError("the process has no pipes")
+    return process.stdin, process.stdout
+
+
+_prober = _Prober()
+atexit.register(_prober._end)

@@ -1,0 +1,135 @@
+"""Try an HDF5 file in a process of its own: damaged bytes can crash the HDF5 library or hold it in a loop for ever.
+
+Run as a script, this module is that process: it imports h5py alone, says when it is ready, reads one request a line
+from stdin (a path and whether to read the values too) and answers each by one line of JSON. A file that kills it, or
+costs it more processor time than its size explains, has killed no one else.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+SECONDS, BYTES_PER_SECOND = 3.0, 2**24  # processor time for a file: so much, and more as it is larger
+MOST_BYTES = 2**30  # of values read here; in a larger file only the directory is tried
+_MOST_MEMBERS = 10_000
+_MOST_PACKED = {"gzip": 1100, "lzf": 300}  # deflate packs at most 1032 bytes into one
+_MOST_BY_PLUGINS = 10_000
+_FEW = 2**16  # bytes of an attribute
+FAILURES = (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError)  # what h5py raises on bad bytes
+
+
+def why_not_stored(dataset: h5py.Dataset, file_size: int) -> str | None:
+    """Say why the file cannot hold what the dataset promises, before anything of its size is allocated."""
+    if dataset.shape is None:
+        return "is empty, expected an array"
+    if dataset.external or dataset.is_virtual:
+        return "lies in another file, expected it in this one: copy it there"
+    promised = math.prod(dataset.shape) * dataset.dtype.itemsize
+    stored = dataset.id.get_storage_size()
+    if stored > file_size:
+        return f"claims {stored} bytes, and the file has {file_size}: it is damaged or cut short"
+    packed = dataset.id.get_create_plist().get_nfilters() > 0
+    most = stored * (_MOST_PACKED.get(dataset.compression, _MOST_BY_PLUGINS) if packed else 1)
+    chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks and stored else 0
+    if max(promised, chunk) > most:
+        return (
+            f"has shape {dataset.shape} and dtype {dataset.dtype}, which is {promised} bytes, and the file stores "
+            f"{stored}: it is damaged, or was never written whole"
+        )
+    return None
+
+
+def read_attribute(member: h5py.Group | h5py.Dataset, name: str) -> Any:
+    """Return an attribute, or None if there is none or if it is absurdly large."""
+    if name not in member.attrs:
+        return None
+    attribute = member.attrs.get_id(name)
+    if attribute.get_space().get_simple_extent_npoints() * attribute.get_type().get_size() > _FEW:
+        return None
+    return member.attrs[name]
+
+
+def members(group: h5py.Group) -> Iterator[h5py.Dataset | h5py.Group]:
+    """Yield what lies below a group, each once, without following links to other files; what fails is left out."""
+    waiting: list[h5py.Group] = [group]
+    seen: set[Any] = set()
+    while waiting and len(seen) < _MOST_MEMBERS:
+        parent = waiting.pop()
+        with suppress(*FAILURES):
+            for name in parent:
+                with suppress(*FAILURES):
+                    member = None if isinstance(parent.get(name, getlink=True), h5py.ExternalLink) else parent[name]
+                    place = None if member is None else h5py.h5o.get_info(member.id).addr
+                    if place is None or place in seen:
+                        continue
+                    seen.add(place)
+                    if isinstance(member, h5py.Group):
+                        waiting.append(member)
+                    if isinstance(member, h5py.Group | h5py.Dataset):
+                        yield member
+
+
+def visit(path: str, values: bool) -> None:
+    """Look at everything in a file as a reader would, with the values or without; a mere error is the reader's."""
+    size = Path(path).stat().st_size
+    with h5py.File(path, "r") as file:
+        for member in (file, *members(file)):
+            with suppress(*FAILURES):
+                for name in member.attrs:
+                    with suppress(*FAILURES):
+                        read_attribute(member, name)
+            with suppress(*FAILURES):
+                if isinstance(member, h5py.Dataset) and why_not_stored(member, size) is None and member.size:
+                    _read(member, values and size <= MOST_BYTES)
+
+
+def _read(dataset: h5py.Dataset, values: bool) -> None:
+    if not dataset.ndim:
+        dataset[()]
+    elif values:
+        step = max(1, 2**22 // max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:])))
+        for start in range(0, dataset.shape[0], step):
+            dataset[start : start + step]
+    elif not dataset.chunks:
+        dataset[(0,) * dataset.ndim]
+
+
+def _limit(path: str) -> None:
+    """Let the system end this process if it takes too much of its time; where it cannot, the caller's clock does."""
+    import signal
+
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, min(SECONDS + Path(path).stat().st_size / BYTES_PER_SECOND, 1000.0))
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if sys.platform == "linux":
+            resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+    except (ImportError, OSError, ValueError):
+        pass
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        path, values = json.loads(line)
+        said = None
+        with suppress(*FAILURES):
+            _limit(path)
+            try:
+                visit(path, values)
+            except MemoryError:
+                said = "reading it takes more memory than its size explains"
+        print(json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+import os
+
+import h5py
+import numpy as np
+import pytest
+
+from blockkit.data import hdf5, probe
+from blockkit.data.files import ScanFileError
+from blockkit.data.hdf5 import find, open_hdf5, read_attribute, read_dataset
+
+
+@pytest.fixture
+def good(tmp_path):
+    with h5py.File(tmp_path / "good.h5", "w") as file:
+        file["numbers"] = np.arange(12.0).reshape(3, 4)
+        file.create_dataset("group/packed", data=np.zeros((1000, 100)), compression="gzip", chunks=(500, 100))
+        file.attrs["note"] = "hello"
+    return tmp_path / "good.h5"
+
+
+@pytest.fixture
+def helper(tmp_path, monkeypatch):
+    """Put another script in the place of the one that tries files, for this test alone."""
+
+    def put(text):
+        script = tmp_path / "helper.py"
+        script.write_text(text)
+        monkeypatch.setattr(probe, "__file__", str(script))
+        monkeypatch.setattr(hdf5, "_prober", hdf5._Prober())
+        ours.append(hdf5._prober)
+
+    ours = []
+    yield put
+    for one in ours:
+        one._end()
+
+
+def test_a_good_file_is_tried_in_a_process_that_stays(good):
+    for values in (True, False):
+        with open_hdf5(good, values=values) as file:
+            assert read_dataset(file["numbers"], "numbers", good).tolist() == np.arange(12.0).reshape(3, 4).tolist()
+    process = hdf5._prober._process
+    assert process.pid != os.getpid()
+    with open_hdf5(good) as file:
+        assert read_dataset(file["group/packed"], "packed", good).shape == (1000, 100)
+    assert hdf5._prober._process is process
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize(
+    "fate",
+    ["os.abort()", "os._exit(0)", "signal.setitimer(signal.ITIMER_PROF, 0.2)\n    while True: pass"],
+    ids=["crash", "end", "loop"],
+)
+def test_a_file_that_kills_the_process_that_tries_it_is_one_clear_error(good, helper, fate):
+    helper(f"import os, signal, sys\nprint(1, flush=True)\nfor line in sys.stdin:\n    {fate}\n")
+    for _ in range(2):  # a new process for the next file
+        with pytest.raises(
+            ScanFileError, match=r"good\.h5' is damaged .*crashes the HDF5 library or takes it for ever"
+        ):
+            open_hdf5(good).__enter__()
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(1)", "import no_such_module"])
+def test_where_no_process_can_be_started_the_file_is_read_all_the_same(good, helper, text):
+    helper(text)
+    with open_hdf5(good) as file:
+        assert file["numbers"].shape == (3, 4)
+
+
+def test_what_the_process_says_is_in_the_error(good, helper):
+    helper("import sys\nprint(1, flush=True)\nfor line in sys.stdin:\n    print('\"too much\"', flush=True)\n")
+    with pytest.raises(ScanFileError, match=r"is damaged or cut short .*too much"):
+        open_hdf5(good).__enter__()
+
+
+def test_a_path_with_any_letters_is_tried(good):
+    other = good.rename(good.with_name('Lunge_äöü_肺 "a\\b.h5'))
+    with open_hdf5(other) as file:
+        assert file["numbers"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (1, 1024)}, {"chunks": (1, 1024), "compression": "gzip"}])
+def test_a_dataset_that_promises_more_than_the_file_holds_is_not_allocated(tmp_path, options):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("k", (2**20, 2**40), "c8", **options)
+    with h5py.File(tmp_path / "a.h5") as file, pytest.raises(ScanFileError, match=r"a\.h5': k has shape \(1048576, "):
+        read_dataset(file["k"], "k", tmp_path / "a.h5")
+
+
+def test_an_attribute_of_absurd_size_is_none(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        file.attrs["large"], file.attrs["small"] = np.zeros(2**17), 3.0
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert read_attribute(file, "large") is None
+        assert read_attribute(file, "none") is None
+        assert read_attribute(file, "small") == 3.0
+
+
+def test_a_link_to_another_file_is_not_followed(good):
+    with h5py.File(good, "r+") as file:
+        file["away"] = h5py.ExternalLink("other.h5", "numbers")
+        file["soft"] = h5py.SoftLink("/numbers")
+        file["round"] = h5py.SoftLink("/")
+    with h5py.File(good) as file:
+        assert find(file, "away") is None
+        assert find(file, "nothing") is None
+        assert find(file, "soft").shape == (3, 4)
+        assert sorted(member.name for member in probe.members(file) if isinstance(member, h5py.Dataset)) == [
+            "/group/packed",
+            "/numbers",
+        ]

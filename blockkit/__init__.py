@@ -12,6 +12,7 @@ from blockkit.blockwise.reach import reach
 from blockkit.classic.compressed_sensing import compressed_sensing, tune_reg_weight
 from blockkit.data.formats import save_nifti
 from blockkit.data.phantom import pulmonary_phantom
+from blockkit.data.raw import RawScan
 from blockkit.data.scan import Scan, load_scan, simulate_scan
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.planner import plan
@@ -37,6 +38,7 @@ __all__ = [
     "Encoding",
     "InterpolatedMaps",
     "LinearOperator",
+    "RawScan",
     "ResidualCNN",
     "Scan",
     "Toeplitz",

@@ -10,6 +10,7 @@ from blockkit.blockwise.blocks import apply_blockwise
 from blockkit.blockwise.memory import measure_peak, predict_peak
 from blockkit.blockwise.reach import reach
 from blockkit.classic.compressed_sensing import compressed_sensing, tune_reg_weight
+from blockkit.data.cfl import load_cfl, save_cfl
 from blockkit.data.formats import save_nifti
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.raw import RawScan
@@ -49,6 +50,7 @@ __all__ = [
     "cones",
     "density_compensation",
     "fit",
+    "load_cfl",
     "load_model",
     "load_scan",
     "measure_peak",
@@ -60,6 +62,7 @@ __all__ = [
     "pulmonary_phantom",
     "radial_3d",
     "reach",
+    "save_cfl",
     "save_nifti",
     "save_weights",
     "simulate_maps",

@@ -12,6 +12,8 @@ from blockkit.blockwise.reach import reach
 from blockkit.classic.compressed_sensing import compressed_sensing, tune_reg_weight
 from blockkit.data.cfl import load_cfl, save_cfl
 from blockkit.data.formats import save_nifti
+from blockkit.data.ismrmrd import load_ismrmrd
+from blockkit.data.ismrmrd_write import save_ismrmrd
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.raw import RawScan
 from blockkit.data.scan import Scan, load_scan, simulate_scan
@@ -51,6 +53,7 @@ __all__ = [
     "density_compensation",
     "fit",
     "load_cfl",
+    "load_ismrmrd",
     "load_model",
     "load_scan",
     "measure_peak",
@@ -63,6 +66,7 @@ __all__ = [
     "radial_3d",
     "reach",
     "save_cfl",
+    "save_ismrmrd",
     "save_nifti",
     "save_weights",
     "simulate_maps",

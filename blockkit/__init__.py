@@ -10,6 +10,7 @@ from blockkit.blockwise.blocks import apply_blockwise
 from blockkit.blockwise.memory import measure_peak, predict_peak
 from blockkit.blockwise.reach import reach
 from blockkit.classic.compressed_sensing import compressed_sensing, tune_reg_weight
+from blockkit.data.arrays import load_arrays
 from blockkit.data.cfl import load_cfl, save_cfl
 from blockkit.data.formats import save_nifti
 from blockkit.data.ismrmrd import load_ismrmrd
@@ -52,6 +53,7 @@ __all__ = [
     "cones",
     "density_compensation",
     "fit",
+    "load_arrays",
     "load_cfl",
     "load_ismrmrd",
     "load_model",

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from blockkit.checks import check_count, check_shape3
 from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.data.formats import save_nifti
+from blockkit.data.info import describe_file
 from blockkit.data.scan import Scan, load_scan
 from blockkit.mbdl.data_consistency import prepare
 from blockkit.mbdl.room import check_room
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _make_parser().parse_args(argv)
     try:
         if args.command == "info":
-            print(describe(load_scan(args.file), args.file))
+            print(describe_file(args.file))
         else:
             _recon(args)
     except (OSError, ValueError, TypeError) as error:
@@ -59,30 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("blockkit: stopped; nothing was written.", file=sys.stderr)
         return 130
     return 0
-
-
-def describe(scan: Scan, path: str | Path) -> str:
-    """Say what a scan holds: shapes, axes, units, bytes, and what is missing."""
-    furthest = ", ".join(f"{float(k):.4g}" for k in scan.trajectory.abs().amax(dim=0))
-    extent = " x ".join(f"{n * size:.4g}" for n, size in zip(scan.image_shape, scan.voxel_size, strict=True))
-    rows = [
-        ("kspace", scan.kspace, "(coil, sample), arbitrary unit"),
-        ("trajectory", scan.trajectory, "(sample, 3), columns kz ky kx, cycles/FOV"),
-        ("maps", scan.maps, "(coil, z, y, x), no unit"),
-        ("reference", scan.reference, "(z, y, x), to compare with"),
-    ]
-    lines = [str(path)]
-    for name, value, meaning in rows:
-        if value is None:
-            lines.append(f"  {name:<11} missing: images can be made, but not compared")
-        else:
-            kind = str(value.dtype).removeprefix("torch.")
-            size = value.numel() * value.element_size() / 2**20
-            lines.append(f"  {name:<11} {tuple(value.shape)}  {kind}  {size:.1f} MiB  {meaning}")
-    voxel = " x ".join(f"{size:.4g}" for size in scan.voxel_size)
-    lines.append(f"  voxel       {voxel} mm (z, y, x), field of view {extent} mm")
-    lines.append(f"  sampled to  {furthest} cycles/FOV (kz, ky, kx); the image reaches {_half(scan.image_shape)}")
-    return "\n".join(lines)
 
 
 def reconstruct(scan: Scan, args: argparse.Namespace) -> Tensor:
@@ -166,17 +143,18 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _half(image_shape: Sequence[int]) -> str:
-    return ", ".join(f"{n / 2:g}" for n in image_shape)
-
-
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="blockkit", description="Reconstruct 3D non-Cartesian MRI scans.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{recon,info}")
     info = commands.add_parser(
-        "info", help="say what is in a scan file", description="Say what is in a scan file.", allow_abbrev=False
+        "info",
+        help="say what is in a scan file",
+        description="Say what is in a file and what is missing to reconstruct it, without reading it whole.",
+        allow_abbrev=False,
     )
-    info.add_argument("file", type=Path, metavar="FILE", help="scan in HDF5")
+    info.add_argument(
+        "file", type=Path, metavar="FILE", help="scan in HDF5, ISMRMRD, .cfl, .npz, .npy, .mat; image in .nii"
+    )
     recon = commands.add_parser(
         "recon",
         help="reconstruct a scan",

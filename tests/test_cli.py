@@ -15,6 +15,8 @@ import torch
 
 from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.cli import main
+from blockkit.data.ismrmrd_write import save_ismrmrd
+from blockkit.data.raw import RawScan
 from blockkit.data.scan import Scan, simulate_scan
 from blockkit.mbdl import room
 from blockkit.mbdl.networks import ResidualCNN
@@ -126,6 +128,16 @@ def test_info_says_that_the_reference_is_missing(
     assert main(["info", str(scan_file)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "missing" in line]
     assert "reference" in line
+
+
+def test_info_prints_what_a_raw_file_holds_and_what_is_missing(
+    scan: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_ismrmrd(tmp_path / "raw.h5", RawScan(scan.kspace, scan.trajectory, scan.image_shape, scan.voxel_size))
+    assert main(["info", str(tmp_path / "raw.h5")]) == 0
+    text = capsys.readouterr().out
+    for part in ("ISMRMRD", "3 coils", "noise       missing", "maps        missing", "bk.load_ismrmrd("):
+        assert part in text
 
 
 def cut_short(path: Path) -> None:

@@ -1,0 +1,206 @@
+"""Say what is in a file of any format, and what is missing to reconstruct it, without reading it whole."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel
+import numpy as np
+
+from blockkit.data.array_files import open_arrays
+from blockkit.data.cfl import read_header as read_cfl_header
+from blockkit.data.files import ScanFileError, check_is_file
+from blockkit.data.formats import FORMAT, find_datasets, read_voxel_size
+from blockkit.data.hdf5 import check_stored, find, open_hdf5, plain, read_attribute
+from blockkit.data.ismrmrd import MAPS, find_acquisitions, find_group, is_imaging, read_header, read_heads
+from blockkit.data.ismrmrd_header import COUNTERS, NOISE, has_flag
+from blockkit.data.scan import load_scan
+
+CHECKED_BYTES = 2**26  # a scan file up to this size is read whole, so that a NaN in it is found
+_HEADS = 4096  # acquisitions that are looked at
+_POINTS = 2**18  # numbers of a trajectory that are looked at
+
+
+def describe_file(path: str | os.PathLike[str]) -> str:
+    """Say what a file holds: shapes, axes, units, bytes, and what is missing to reconstruct it.
+
+    Parameters
+    ----------
+    path
+        A scan in the project's HDF5, ISMRMRD, BART's ``.cfl`` and ``.hdr``, ``.npy``, ``.npz``, ``.mat`` or other HDF5,
+        a folder of ``.npy`` files, or an image in NIfTI. Of a large file only headers and a few values are read.
+
+    Returns
+    -------
+    str
+        A few lines.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ScanFileError
+        If it is damaged, or in none of these formats.
+    """
+    path = Path(path)
+    is_pair = not path.is_dir() and path.with_name(path.name + ".hdr").is_file()  # BART's own way to name a pair
+    if path.suffix in (".cfl", ".hdr") or is_pair:
+        lines = _cfl(path)
+    elif path.is_dir():
+        lines = _arrays(path)
+    elif path.name.endswith((".nii", ".nii.gz")):
+        lines = _nifti(check_is_file(path))
+    elif h5py.is_hdf5(check_is_file(path)):
+        with open_hdf5(path, values=False) as file:
+            describe = _kind(file)
+            lines = [] if describe is None else describe(file, path)
+        lines = lines or _arrays(path)
+    else:
+        lines = _arrays(path)
+    return "\n".join((str(path), *lines))
+
+
+def _kind(file: h5py.File) -> Callable[[h5py.File, Path], list[str]] | None:
+    if plain(read_attribute(file, "format")) == FORMAT:
+        return _scan
+    groups = [find(file, name) for name in file]
+    if any(isinstance(group, h5py.Group) and {"xml", "data"} <= set(group) for group in groups):
+        return _ismrmrd
+    return None
+
+
+def _scan(file: h5py.File, path: Path) -> list[str]:
+    datasets = find_datasets(file, path)
+    for name, dataset in datasets.items():
+        check_stored(dataset, name, path)
+    voxel = read_voxel_size(file, path)
+    small = path.stat().st_size <= CHECKED_BYTES
+    if small:
+        load_scan(path)
+    meanings = {
+        "kspace": "(coil, sample), arbitrary unit",
+        "trajectory": "(sample, 3), columns kz ky kx, cycles/FOV",
+        "maps": "(coil, z, y, x), no unit",
+        "reference": "(z, y, x), to compare with",
+    }
+    lines = []
+    for name, meaning in meanings.items():
+        if name in datasets:
+            lines.append(_line(name, datasets[name].shape, datasets[name].dtype, meaning))
+        else:
+            lines.append(f"  {name:<11} missing: images can be made, but not compared")
+    image_shape = datasets["maps"].shape[1:]
+    lines.append(_voxel_line(image_shape, voxel))
+    points = datasets["trajectory"][: _POINTS // 3]
+    looked = "" if len(points) == datasets["trajectory"].shape[0] else f" in the first {len(points)} samples"
+    furthest = ", ".join(f"{float(k):.4g}" for k in np.abs(points).max(axis=0))
+    half = ", ".join(f"{n / 2:g}" for n in image_shape)
+    lines.append(f"  sampled to  {furthest} cycles/FOV (kz, ky, kx){looked}; the image reaches {half}")
+    return lines if small else [*lines, "  values      not looked at for NaN: the file is large"]
+
+
+def _ismrmrd(file: h5py.File, path: Path) -> list[str]:
+    group = find_group(file, path)
+    header, table = read_header(group, path), find_acquisitions(group, path)
+    heads = read_heads(table, _HEADS)
+    imaging, noise = is_imaging(heads), has_flag(heads["flags"], NOISE)
+    chosen = heads[imaging]
+    looked = "" if len(heads) == table.shape[0] else f", of which the first {len(heads)} were looked at:"
+    lines = [
+        f"  ISMRMRD     {table.shape[0]} acquisitions{looked} {len(chosen)} of the image, {int(noise.sum())} of noise, "
+        f"{int((~imaging & ~noise).sum())} others",
+        f"  readouts    {_values(chosen['active_channels'])} coils, {_values(chosen['number_of_samples'])} samples",
+        f"  header      {header.n_encodings} encodings, trajectory '{header.trajectory}', encoded matrix "
+        f"(z, y, x) = {header.encoded.matrix} over {_by(header.encoded.fov)} mm",
+        _voxel_line(header.recon.matrix, [f / n for f, n in zip(header.recon.fov, header.recon.matrix, strict=True)]),
+    ]
+    for name in COUNTERS:
+        if len(np.unique(chosen["idx"][name])) > 1:
+            lines.append(f"  {name:<11} {_values(chosen['idx'][name])}: choose by select={{'{name}': ...}}")
+    n_columns = int(chosen["trajectory_dimensions"].max(initial=0))
+    if n_columns:
+        record = table[int(np.flatnonzero(imaging)[-1])]
+        largest = float(np.abs(record["traj"]).max(initial=0))
+        unit = header.unit or "unit not said"
+        lines.append(f"  trajectory  {n_columns} columns, {unit}; the last readout looked at reaches {largest:.4g}")
+    else:
+        lines.append("  trajectory  missing: pass trajectory=, (sample, 3), columns kz ky kx, cycles/FOV")
+    if not noise.any():
+        lines.append("  noise       missing: images can be made, without prewhitening")
+    if find(group, MAPS) is None:
+        lines.append("  maps        missing: estimate them, then raw.with_maps(maps)")
+    return [*lines, f"  to read it  bk.load_ismrmrd({str(path)!r})"]
+
+
+def _cfl(path: Path) -> list[str]:
+    dims = read_cfl_header(path)
+    base = path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
+    readout = f"{dims[1]} samples x {dims[2]} spokes"
+    if dims[0] == 3 and dims[3] == 1:
+        with (base.with_name(base.name + ".cfl")).open("rb") as file:
+            points = np.fromfile(file, "<c8", min(_POINTS // 3 * 3, int(np.prod(dims)))).real.reshape(-1, 3)
+        furthest = ", ".join(f"{float(k):.4g}" for k in np.abs(points).max(axis=0))
+        kind, missing = f"trajectory: {readout}, reaches {furthest} (kx, ky, kz) in the first {len(points)}", "k-space"
+    elif dims[0] == 1 and dims[1] > 1:
+        kind, missing = f"k-space of a non-Cartesian scan: {readout}, {dims[3]} coils", "trajectory"
+    else:
+        z, y, x = dims[2::-1]
+        kind, missing = f"image or maps: (z, y, x) = {(z, y, x)}, {dims[3]} coils", "k-space, trajectory"
+    shape = dims[: max((i for i, n in enumerate(dims) if n > 1), default=0) + 1]
+    return [
+        _line("BART", shape, np.dtype("c8"), "fastest first"),
+        f"  likely      {kind}",
+        f"  missing     {missing} (other files), voxel size",
+        "  to read it  bk.load_cfl(kspace, trajectory, maps, voxel_size=(z, y, x))",
+    ]
+
+
+def _arrays(path: Path) -> list[str]:
+    with open_arrays(path, values=False) as stored:
+        if not stored:
+            raise ScanFileError(f"'{path}' holds no array of numbers.")
+        lines = [_line(name, one.shape, one.dtype, "axes not said") for name, one in sorted(stored.items())]
+        kspace = [name for name, one in stored.items() if one.dtype.kind == "c"]
+        points = [name for name, one in stored.items() if one.dtype.kind == "f" and {2, 3} & set(one.shape)]
+    return [
+        *lines,
+        "  missing     what the axes are, voxel size",
+        f"  to read it  bk.load_arrays({str(path)!r}, {{'kspace': '{min(kspace, default='NAME')}: coil spoke readout',",
+        f"              'trajectory': '{min(points, default='NAME')}: spoke readout (kx ky kz)'}}, voxel_size=(z, y, x)),",
+        "              with the names and axes that they have",
+    ]
+
+
+def _nifti(path: Path) -> list[str]:
+    try:
+        image: Any = nibabel.load(path)
+        shape, dtype, sizes = image.shape, image.get_data_dtype(), image.header.get_zooms()
+        way = "".join(str(code) for code in nibabel.aff2axcodes(image.affine))  # type: ignore[no-untyped-call]
+    except Exception as error:  # nibabel raises many kinds on bad bytes
+        raise ScanFileError(f"'{path}' is no NIfTI image, or damaged: {error}.") from error
+    return [
+        _line("image", shape, dtype, "(x, y, z)"),
+        f"  voxel       {_by(sizes[::-1])} mm (z, y, x), axes point to {way}",
+        "  missing     k-space and trajectory: an image, not a scan",
+    ]
+
+
+def _line(name: str, shape: Sequence[int], dtype: np.dtype[Any], meaning: str) -> str:
+    size = float(np.prod([float(n) for n in shape])) * dtype.itemsize / 2**20
+    return f"  {name:<11} {tuple(int(n) for n in shape)}  {dtype}  {size:.1f} MiB  {meaning}"
+
+
+def _voxel_line(image_shape: Sequence[int], voxel: Sequence[float]) -> str:
+    extent = _by([n * size for n, size in zip(image_shape, voxel, strict=True)])
+    return f"  voxel       {_by(voxel)} mm (z, y, x), field of view {extent} mm, image {tuple(image_shape)}"
+
+
+def _by(sizes: Sequence[float]) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)
+
+
+def _values(values: Any) -> str:
+    found = np.unique(values)
+    return ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "") or "no"

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent.parent / "data_samples"
 NAME = "phantom_scan.h5"
 HEADER = """# Sample data
 
-Made by `tools/make_sample.py` and `tools/train_shipped.py`; nobody was scanned for it.
+Made by `tools/make_sample.py`, `tools/make_raw_samples.py` and `tools/train_shipped.py`; nobody was scanned for it.
 
 | file | what | source | licence | shape | unit | bytes | sha256 |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -65,10 +65,10 @@ def describe(scan: Scan, path: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_row(readme: Path, row: str) -> None:
+def write_row(readme: Path, name: str, row: str) -> None:
     """Put the row into the table, in place of an older one of the same file."""
     lines = (readme.read_text(encoding="utf-8") if readme.exists() else HEADER).splitlines()
-    same = [i for i, line in enumerate(lines) if line.startswith(f"| {NAME} ")]
+    same = [i for i, line in enumerate(lines) if line.startswith(f"| {name} ")]
     after_table = max(i for i, line in enumerate(lines) if line.startswith("|")) + 1
     at = same[0] if same else after_table
     lines[at : at + len(same)] = [row]
@@ -83,7 +83,7 @@ def main() -> None:
     torch.set_num_threads(1)  # so that sums have the same last bits in every run
     scan = make_sample()
     scan.save(folder / NAME)
-    write_row(folder / "README.md", describe(scan, folder / NAME))
+    write_row(folder / "README.md", NAME, describe(scan, folder / NAME))
     print(f"{scan}: {(folder / NAME).stat().st_size / 1e6:.2f} MB")
 
 

@@ -168,8 +168,8 @@ def _arrays(path: Path) -> list[str]:
         *lines,
         "  missing     what the axes are, voxel size",
         f"  to read it  bk.load_arrays({str(path)!r}, {{'kspace': '{min(kspace, default='NAME')}: coil spoke readout',",
-        f"              'trajectory': '{min(points, default='NAME')}: spoke readout (kx ky kz)'}}, voxel_size=(z, y, x)),",
-        "              with the names and axes that they have",
+        f"              'trajectory': '{min(points, default='NAME')}: spoke readout (kx ky kz)'}},",
+        "              voxel_size=(z, y, x)), with the axes that they have",
     ]
 
 

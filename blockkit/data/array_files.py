@@ -157,7 +157,7 @@ def _read_header(file: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...
             shape, fortran, dtype = _HEADERS[version](file)
     except ScanFileError:
         raise
-    except (ValueError, TypeError, SyntaxError, LookupError, RecursionError, MemoryError, EOFError) as error:
+    except Exception as error:  # the text is parsed as Python's literals: any of the parser's errors
         said = " ".join(str(error).split()) or type(error).__name__
         raise ScanFileError(f"'{path}': {name} has a header that cannot be read: {said}.") from error
     if dtype.kind not in "cfiu" or any(n < 0 for n in shape):

@@ -179,6 +179,7 @@ def npy_header(shape, descr="<c8"):
         (npy_header("(-2,)"), "expected an array of numbers"),
         (npy_header("(2,)", "|V8") + bytes(16), "expected an array of numbers"),
         (npy_header("(" * 400 + ")" * 400), "has a header that cannot be read"),
+        (npy_header("(2L, ("), "has a header that cannot be read"),
         (b"\x93NUMPY\x03\x00" + bytes(100), r"NumPy's version \(3, 0\)"),
         (b"\x93NUMPY\x01\x00\xff\xff", "has a header that cannot be read"),
         (b"hello", "is none of .npz, .npy, .mat"),

@@ -24,6 +24,7 @@ from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import load_model, pretrained, save_weights
 from blockkit.metrics import nrmse, psnr, ssim
+from blockkit.physics.channels import compress_coils, mix_coils, outer_samples, prewhiten, whitening_matrix
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
 from blockkit.physics.linop import LinearOperator, adjoint_error
@@ -49,6 +50,7 @@ __all__ = [
     "UnrolledNetwork",
     "adjoint_error",
     "apply_blockwise",
+    "compress_coils",
     "compressed_sensing",
     "cones",
     "density_compensation",
@@ -59,10 +61,13 @@ __all__ = [
     "load_model",
     "load_scan",
     "measure_peak",
+    "mix_coils",
     "nrmse",
+    "outer_samples",
     "plan",
     "predict_peak",
     "pretrained",
+    "prewhiten",
     "psnr",
     "pulmonary_phantom",
     "radial_3d",
@@ -76,6 +81,7 @@ __all__ = [
     "ssim",
     "stack_of_stars",
     "tune_reg_weight",
+    "whitening_matrix",
 ]
 
 

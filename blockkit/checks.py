@@ -89,3 +89,32 @@ def _shape_hint(image: Tensor, image_shape: Sequence[int], name: str) -> str:
     if sorted(shape) == sorted(expected):
         return f" The axes are in another order: pass {name}.permute(...) so that z comes first."
     return ""
+
+
+def check_kspace(kspace: Tensor, trajectory: Tensor | None = None, *, name: str = "kspace") -> None:
+    """Raise unless ``kspace`` is complex (coil, sample), finite, and if a trajectory is given, one row a sample."""
+    check_tensor(kspace, name)
+    if kspace.ndim != 2 or not all(kspace.shape):
+        hint = f" For one coil, pass {name}[None]." if kspace.ndim == 1 else ""
+        hint = f" Write {name}.flatten(1)." if kspace.ndim > 2 else hint
+        raise ValueError(
+            f"{name} has shape {tuple(kspace.shape)}, expected (coil, sample), at least one of each.{hint}"
+        )
+    check_complex(kspace, name)
+    check_finite(kspace, name)
+    if trajectory is None:
+        return
+    check_tensor(trajectory, "trajectory")
+    if tuple(trajectory.shape) != (kspace.shape[1], 3):
+        raise ValueError(
+            f"trajectory has shape {tuple(trajectory.shape)}, expected (sample, 3) = ({kspace.shape[1]}, 3), columns "
+            f"kz ky kx: one row for each sample of {name}. Write trajectory.reshape(-1, 3)."
+        )
+    if not trajectory.is_floating_point():
+        raise TypeError(f"trajectory has dtype {trajectory.dtype}, expected a real one. Write trajectory.float().")
+    check_finite(trajectory, "trajectory")
+    if trajectory.device != kspace.device:
+        raise ValueError(
+            f"trajectory is on {trajectory.device}, and {name} on {kspace.device}: expected the same device. "
+            f"Write trajectory.to({name}.device)."
+        )

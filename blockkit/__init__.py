@@ -29,6 +29,7 @@ from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
 from blockkit.physics.linop import LinearOperator, adjoint_error
 from blockkit.physics.maps import InterpolatedMaps
+from blockkit.physics.readouts import crop_kspace, delay_gradients, select_readouts, shift_fov
 from blockkit.physics.sense import Encoding
 from blockkit.physics.trajectory import cones, density_compensation, radial_3d, stack_of_stars
 
@@ -53,6 +54,8 @@ __all__ = [
     "compress_coils",
     "compressed_sensing",
     "cones",
+    "crop_kspace",
+    "delay_gradients",
     "density_compensation",
     "fit",
     "load_arrays",
@@ -76,6 +79,8 @@ __all__ = [
     "save_ismrmrd",
     "save_nifti",
     "save_weights",
+    "select_readouts",
+    "shift_fov",
     "simulate_maps",
     "simulate_scan",
     "ssim",

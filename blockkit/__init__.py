@@ -26,6 +26,7 @@ from blockkit.mbdl.weights import load_model, pretrained, save_weights
 from blockkit.metrics import nrmse, psnr, ssim
 from blockkit.physics.channels import compress_coils, mix_coils, outer_samples, prewhiten, whitening_matrix
 from blockkit.physics.coils import simulate_maps
+from blockkit.physics.delays import estimate_delays
 from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
 from blockkit.physics.linop import LinearOperator, adjoint_error
 from blockkit.physics.maps import InterpolatedMaps
@@ -57,6 +58,7 @@ __all__ = [
     "crop_kspace",
     "delay_gradients",
     "density_compensation",
+    "estimate_delays",
     "fit",
     "load_arrays",
     "load_cfl",

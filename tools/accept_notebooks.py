@@ -103,7 +103,7 @@ def kernel_environment(profile: str) -> dict[str, str]:
 
 
 def canonical(notebook: NotebookNode, previous: NotebookNode | None = None) -> NotebookNode:
-    """Strip what differs from run to run: times, random ids, widget state, addresses, PNG text."""
+    """Strip what differs from run to run: times, random ids, widget state, addresses, PNG text; keep alt texts."""
     kept = ignored_outputs(previous) if previous is not None else {}
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -160,6 +160,11 @@ def strip_png(data: bytes) -> bytes:
     return signature + b"".join(kept)
 
 
+def alt_text(output: NotebookNode) -> str:
+    """Return the words that stand for the picture of an output, "" where there are none."""
+    return str(output.get("metadata", {}).get("image/png", {}).get("alt", ""))
+
+
 def dumps(notebook: NotebookNode) -> str:
     """Return the notebook as JSON in one fixed form."""
     return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
@@ -176,7 +181,8 @@ def _canonical_output(output: NotebookNode) -> NotebookNode:
         output.text = _ADDRESS.sub("0x0", output.text)
     if "data" in output:
         output.data.pop(WIDGET_VIEW, None)
-        output.metadata = nbformat.from_dict({})
+        spoken = alt_text(output)
+        output.metadata = nbformat.from_dict({"image/png": {"alt": spoken}} if spoken else {})
         if "image/png" in output.data:
             picture = strip_png(base64.b64decode(output.data["image/png"]))
             output.data["image/png"] = base64.b64encode(picture).decode("ascii")

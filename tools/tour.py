@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accept_notebooks import canonical, execute, find_notebooks
+from accept_notebooks import alt_text, canonical, execute, find_notebooks
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
@@ -52,9 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def to_html(notebook: NotebookNode, name: str) -> str:
-    """Return the notebook as one HTML page that holds its pictures."""
+    """Return the notebook as one HTML page that holds its pictures, each with the alt text that it came with."""
     page, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": name}})
-    return str(page)
+    page = str(page)
+    for output in (one for cell in notebook.cells for one in cell.get("outputs", []) if alt_text(one)):
+        start = page.rfind("<img", 0, max(page.find(output.data["image/png"].strip()), 0))
+        if start >= 0:
+            alt = f'alt="{html.escape(alt_text(output))}"'
+            page = page[:start] + re.sub(r'alt="[^"]*"', lambda _, alt=alt: alt, page[start:], count=1)
+    return page
 
 
 def title_of(notebook: NotebookNode, otherwise: str) -> str:

@@ -54,6 +54,16 @@ def test_a_widget_leaves_its_picture_and_takes_its_state_away() -> None:
     assert "widgets" not in stored.metadata
 
 
+def test_the_words_for_a_picture_are_kept_and_stand_in_the_page() -> None:
+    data = {"image/png": base64.b64encode(png("a")).decode()}
+    metadata = {"image/png": {"alt": 'a "slice"', "width": 3}, "other": 1}
+    stored = canonical(lesson(new_code_cell("v", outputs=[new_output("display_data", data, metadata=metadata)])))
+    assert stored.cells[1].outputs[0].metadata == {"image/png": {"alt": 'a "slice"'}}
+    page = tour.to_html(stored, "lesson")
+    assert 'alt="a &quot;slice&quot;"' in page
+    assert "No description" not in page
+
+
 def test_a_stripped_picture_keeps_its_pixels_and_loses_its_text() -> None:
     first, second = png("made on Monday"), png("made on Tuesday")
     assert first != second

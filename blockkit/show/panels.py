@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from blockkit.checks import Shape3
-from blockkit.show.render import AXES, CROSSHAIR_COLOR, NAN_COLOR, Part, Volume, is_error, take_part, take_plane
+from blockkit.show.pixels import CROSSHAIR_COLOR, NAN_COLOR
+from blockkit.show.render import AXES, Part, Volume, is_error, take_part, take_plane
 
 Window = tuple[float, float]
 COLORS = {"magnitude": "gray", "real": "gray", "imaginary": "gray", "phase": "twilight", "error": "magma"}

@@ -1,7 +1,5 @@
-"""From volumes to pixels: checks, planes, grey windows and PNG bytes, with numpy alone."""
+"""From volumes to planes of real numbers: checks, slices, parts, projections and grey windows."""
 
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -14,13 +12,11 @@ from blockkit.checks import Shape3
 
 Volume: TypeAlias = Tensor | NDArray[Any]
 Part: TypeAlias = Literal["magnitude", "phase", "real", "imaginary"]
-Pixels: TypeAlias = NDArray[np.uint8]
+Planes3: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 AXES = "zyx"
 PARTS: tuple[Part, ...] = ("magnitude", "phase", "real", "imaginary")
 MOST_COLUMNS = 8
-NAN_COLOR = (214, 39, 40)
-CROSSHAIR_COLOR = (255, 196, 0)
 
 
 def check_volumes(volumes: Mapping[str, Volume]) -> Shape3:
@@ -133,6 +129,34 @@ def take_part(values: NDArray[Any], part: Part) -> NDArray[np.float64]:
     return np.asarray(chosen, dtype=np.float64)
 
 
+def magnitudes(values: NDArray[Any]) -> NDArray[Any]:
+    """Return magnitudes at the precision of ``values``; float64 for whole numbers."""
+    if values.dtype.kind == "c" or values.dtype in (np.float32, np.float64):
+        return np.asarray(np.abs(values))
+    return take_part(values, "magnitude")
+
+
+def project(volume: Volume, axis: int, first: int, last: int) -> NDArray[Any]:
+    """Return the largest magnitude of the voxels ``first`` to ``last - 1`` along ``axis``; NaN only where all are."""
+    if isinstance(volume, Tensor):
+        slab = _to_numpy(volume.narrow(axis, first, last - first))
+    else:
+        slab = volume[(slice(None),) * axis + (slice(first, last),)]
+    return np.asarray(np.fmax.reduce(magnitudes(slab), axis=axis))
+
+
+def project_whole(volume: Volume) -> Planes3:
+    """Return the largest magnitude along z, along y and along x, in one pass over the planes of ``volume``."""
+    along_z = magnitudes(take_plane(volume, 0, 0)).copy()
+    along_y, along_x = [], []
+    for z in range(volume.shape[0]):
+        plane = magnitudes(take_plane(volume, 0, z))
+        np.fmax(along_z, plane, out=along_z)
+        along_y.append(np.fmax.reduce(plane, axis=0))
+        along_x.append(np.fmax.reduce(plane, axis=1))
+    return along_z, np.stack(along_y), np.stack(along_x)
+
+
 def brightest(volume: Volume, *, percentile: float = 99.9) -> float:
     """Return the magnitude below which ``percentile`` of the finite voxels lie, at least a tenth of the largest.
 
@@ -171,51 +195,3 @@ def windows(tops: Mapping[str, float], part: Part = "magnitude") -> dict[str, tu
         signed = (-np.pi, np.pi) if part == "phase" else (-top, top)
         chosen[name] = (0.0, top) if part == "magnitude" or is_error(name) else signed
     return chosen
-
-
-def render(
-    plane: NDArray[np.float64],
-    window: tuple[float, float],
-    table: Pixels,
-    *,
-    crosshair: tuple[int, int] | None = None,
-) -> Pixels:
-    """Return ``plane`` as RGB pixels of shape (row, column, 3): one pixel a voxel.
-
-    Parameters
-    ----------
-    plane
-        Real numbers, (row, column). NaN comes out red.
-    window
-        The values that get the first and the last color; what lies outside is clipped.
-    table
-        256 colors, uint8, (256, 3).
-    crosshair
-        Row and column to mark by two half-transparent lines.
-    """
-    low, high = window
-    scaled = (plane - low) / (high - low) if high > low else np.zeros_like(plane)
-    lost = np.isnan(scaled)
-    level = np.clip(np.where(lost, 0, scaled), 0, 1) * 255 + 0.5
-    pixels = table[level.astype(np.uint8)]
-    pixels[lost] = NAN_COLOR
-    if crosshair is not None:
-        color = np.array(CROSSHAIR_COLOR, dtype=np.uint16)
-        row, column = crosshair
-        for line in (pixels[row], pixels[:, column]):
-            line[:] = (line.astype(np.uint16) + color) // 2
-    return pixels
-
-
-def encode_png(pixels: Pixels) -> bytes:
-    """Return RGB ``pixels`` of shape (row, column, 3) as a PNG file: the same pixels give the same bytes."""
-    height, width = pixels.shape[:2]
-    rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)
-    rows[:, 1:] = pixels.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(rows.tobytes(), level=1)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from blockkit.show.pixels import CROSSHAIR, LOST, N_LEVELS, crop, encode_png, mark, palette, quantize
 from blockkit.show.render import (
-    NAN_COLOR,
     all_brightest,
     brightest,
     check_index,
     check_volumes,
     check_voxel_size,
-    encode_png,
-    render,
+    project,
+    project_whole,
     take_part,
     take_plane,
     windows,
 )
 
-GREY = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+WHITE = N_LEVELS - 1
 
 
 def some_volume(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -27,55 +27,113 @@ def some_volume(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 def test_the_window_maps_to_the_first_and_the_last_color_and_clips_beyond() -> None:
     plane = np.array([[-1.0, 0.0, 1.0], [2.0, 3.0, 9.0]])
-    pixels = render(plane, (0.0, 2.0), GREY)
-    assert pixels[..., 0].tolist() == [[0, 0, 128], [255, 255, 255]]
-    assert (pixels[..., 0] == pixels[..., 2]).all()
+    assert quantize(plane, (0.0, 2.0)).tolist() == [[0, 0, 127], [253, 253, 253]]
+    assert quantize(plane, (-1.0, 9.0)).tolist() == [[0, 25, 51], [76, 101, 253]]
 
 
-def test_a_nan_is_red_and_leaves_its_neighbors_alone() -> None:
+def test_a_nan_has_its_own_byte_and_leaves_its_neighbors_alone() -> None:
     plane = np.ones((3, 4))
     plane[1, 2] = np.nan
-    pixels = render(plane, (0.0, 1.0), GREY)
-    assert tuple(pixels[1, 2]) == NAN_COLOR
-    assert (np.delete(pixels.reshape(-1, 3), 6, axis=0) == 255).all()
+    panel = quantize(plane, (0.0, 1.0))
+    assert panel[1, 2] == LOST
+    assert (np.delete(panel.ravel(), 6) == WHITE).all()
 
 
 def test_infinities_are_clipped_like_any_number_out_of_the_window() -> None:
-    assert render(np.array([[np.inf, -np.inf]]), (0.0, 1.0), GREY)[0, :, 0].tolist() == [255, 0]
+    assert quantize(np.array([[np.inf, -np.inf]]), (0.0, 1.0)).tolist() == [[WHITE, 0]]
 
 
-def test_the_crosshair_changes_its_row_and_its_column_only() -> None:
-    plane = np.zeros((5, 7))
-    changed = (render(plane, (0, 1), GREY, crosshair=(1, 4)) != render(plane, (0, 1), GREY)).any(axis=-1)
-    expected = np.zeros((5, 7), bool)
-    expected[1], expected[:, 4] = True, True
-    assert (changed == expected).all()
+def test_no_number_of_an_image_becomes_a_mark() -> None:
+    levels = np.unique(quantize(np.linspace(-1, 2, 3000)[None], (0.0, 1.0)))
+    assert levels.tolist() == list(range(N_LEVELS))
 
 
-def test_rendering_leaves_the_color_table_and_the_plane_as_they_are() -> None:
-    table, plane = GREY.copy(), np.array([[0.0, np.nan]])
-    render(plane, (0, 1), table, crosshair=(0, 0))
-    assert (table == GREY).all()
-    assert plane[0, 0] == 0
+def test_the_crosshair_is_dotted_and_leaves_a_gap_at_its_voxel() -> None:
+    panel = np.zeros((7, 9), np.uint8)
+    marked = mark(panel, 3, 4) == CROSSHAIR
+    rows, columns = np.nonzero(marked)
+    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {
+        *((row, 4) for row in (1, 5)),
+        *((3, column) for column in (0, 2, 6, 8)),
+    }
+    assert not panel.any()
 
 
-def test_an_empty_window_still_gives_a_picture() -> None:
-    assert render(np.full((2, 2), 5.0), (0.0, 0.0), GREY).shape == (2, 2, 3)
+@pytest.mark.parametrize("at", [(0, 0), (6, 8), (0, 8)])
+def test_a_crosshair_in_a_corner_stays_inside(at: tuple[int, int]) -> None:
+    marked = mark(np.zeros((7, 9), np.uint8), *at)
+    assert marked[at] == 0
+    assert (marked[at[0]] == CROSSHAIR).sum() == 4
+    assert (marked[:, at[1]] == CROSSHAIR).sum() == 3
+
+
+def test_one_voxel_has_no_room_for_a_crosshair() -> None:
+    assert mark(np.full((1, 1), 7, np.uint8), 0, 0).tolist() == [[7]]
+
+
+def test_an_empty_window_still_tells_what_lies_above_it() -> None:
+    assert quantize(np.array([[4.0, 5.0, 6.0, np.nan]]), (5.0, 5.0)).tolist() == [[0, 0, WHITE, LOST]]
+
+
+def test_a_crop_is_the_rows_and_columns_asked_for() -> None:
+    assert crop(np.arange(20).reshape(4, 5), (1, 3, 2, 5)).tolist() == [[7, 8, 9], [12, 13, 14]]
+
+
+def test_the_palette_ends_with_the_crosshair_and_the_red_of_nan() -> None:
+    grey = np.repeat(np.linspace(0, 1, N_LEVELS)[:, None], 4, axis=1)
+    table = palette(grey)
+    assert table[[0, WHITE, CROSSHAIR, LOST]].tolist() == [[0, 0, 0], [255, 255, 255], [255, 196, 0], [214, 39, 40]]
+    assert (np.diff(table[:N_LEVELS, 0].astype(int)) >= 1).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (13, 8)])
-def test_a_png_holds_the_pixels(shape: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    data = encode_png(pixels)
+def test_a_png_holds_the_bytes_and_their_palette(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    panel = rng.integers(0, 256, shape, dtype=np.uint8)
+    table = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    data = encode_png(panel, table)
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    start = data.index(b"IDAT")
-    length = int.from_bytes(data[start - 4 : start], "big")
-    rows = np.frombuffer(zlib.decompress(data[start + 4 : start + 4 + length]), np.uint8).reshape(shape[0], -1)
+    chunks, start = {}, 8
+    while start < len(data):
+        length = int.from_bytes(data[start : start + 4], "big")
+        kind, body = data[start + 4 : start + 8], data[start + 8 : start + 8 + length]
+        assert data[start + 8 + length : start + 12 + length] == zlib.crc32(kind + body).to_bytes(4, "big")
+        chunks[kind] = body
+        start += 12 + length
+    assert chunks[b"IHDR"] == shape[1].to_bytes(4, "big") + shape[0].to_bytes(4, "big") + bytes([8, 3, 0, 0, 0])
+    assert chunks[b"PLTE"] == table.tobytes()
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(shape[0], -1)
     assert (rows[:, 0] == 0).all()
-    assert (rows[:, 1:].reshape(pixels.shape) == pixels).all()
-    assert data[start + 4 + length : start + 8 + length] == zlib.crc32(data[start : start + 4 + length]).to_bytes(
-        4, "big"
-    )
+    assert (rows[:, 1:] == panel).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_projection_is_the_largest_magnitude_of_its_slab(axis: int) -> None:
+    volume = some_volume((5, 6, 7))
+    expected = np.abs(volume.numpy())
+    slab = expected.take([1, 2, 3], axis=axis).max(axis=axis)
+    assert np.allclose(project(volume, axis, 1, 4), slab)
+    assert np.allclose(project(volume.numpy(), axis, 1, 4), slab)
+    assert np.allclose(project_whole(volume)[axis], expected.max(axis=axis))
+
+
+def test_a_projection_looks_past_nan_unless_there_is_nothing_else() -> None:
+    volume = np.ones((3, 2, 2))
+    volume[0, 0, 0] = np.nan
+    volume[:, 1, 1] = np.nan
+    for image in (project(volume, 0, 0, 3), project_whole(volume)[0]):
+        assert np.isnan(image).tolist() == [[False, False], [False, True]]
+        assert image[0, 0] == 1
+
+
+def test_a_projection_of_whole_numbers_does_not_overflow() -> None:
+    assert project(np.full((2, 2, 2), -128, dtype=np.int8), 0, 0, 2).tolist() == [[128, 128], [128, 128]]
+
+
+def test_projecting_leaves_the_volume_as_it_is() -> None:
+    volume = np.arange(24.0).reshape(2, 3, 4)
+    project_whole(volume)
+    assert (volume == np.arange(24.0).reshape(2, 3, 4)).all()
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

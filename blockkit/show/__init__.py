@@ -20,7 +20,8 @@ limit_label="limit", title="")``                                       stacked
 ``plot_trajectory(trajectory, n_readout, *, n_spokes=60)``             spokes in k-space and the sampling density
 ``shapes_only(figure)``                                                leave values out of a figure's fingerprint: for
                                                                        live training, wall times, rounding errors
-``SliceViewer(volumes, *, voxel_size=None)``                           three planes of each volume, one crosshair
+``SliceViewer(volumes, *, voxel_size=None, face="auto",                three planes of each volume, one crosshair:
+orientation=None)``                                                    pointer, wheel and keys, or sliders
 =====================================================================  ================================================
 
 Importing this package in a notebook also adds a fingerprint to each figure displayed: see

@@ -14,10 +14,10 @@ from blockkit.show.state import MOST_ZOOM, Event, box, shown_names
 from blockkit.show.view import View
 
 FIELDS = ("part", "slab", "zoom", "profile", "partner", "blinking", "column")
-WIDTH_ALL, WIDTH_MOST = 1080, 280
+WIDEST = "clamp(180px, 32vh, 420px)"  # of a column; it shrinks where the page is narrow
 PIXEL_CLASS = "blockkit-voxels"
 STYLE = f"""<style>
-.{PIXEL_CLASS} {{ image-rendering: pixelated; margin: 1px; object-fit: fill; }}
+.{PIXEL_CLASS} {{ image-rendering: pixelated; object-fit: fill; justify-self: center; }}
 .blockkit-text {{ text-align: center; line-height: 1.4; color: var(--jp-ui-font-color1, inherit); }}
 .blockkit-text table {{ margin: 0 auto; font-size: 12px; }}
 .blockkit-text :is(td, th) {{ padding: 0 5px; font-weight: normal; text-align: right; }}
@@ -36,13 +36,15 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
         names, axes = range(len(view.state.names)), range(3)
         self.pictures = {(column, axis): self._picture(axis) for axis in axes for column in names}
         self._titles, self._values, self._tables = ([widgets.HTML() for _ in names] for _ in range(3))
-        self._planes = [widgets.HTML() for _ in axes]
+        self._planes = [widgets.HTML(layout=widgets.Layout(grid_column="1 / -1")) for _ in axes]
         self._alert, self._profile, self._saved = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        rows = [self._row(self._titles)]
+        cells = [*self._titles]
         for axis in axes:
-            rows += [self._planes[axis], self._row([self.pictures[column, axis] for column in names])]
-        rows += [self._row(self._values), self._row(self._tables), self._profile]
-        super().__init__([widgets.HTML(STYLE), *self._bars(), self._alert, *rows])
+            cells += [self._planes[axis], *(self.pictures[column, axis] for column in names)]
+        cells += [*self._values, *self._tables]
+        columns = f"repeat({len(names)}, minmax(0, {WIDEST}))"
+        grid = widgets.GridBox(cells, layout=widgets.Layout(grid_template_columns=columns, grid_gap="2px 8px"))
+        super().__init__([widgets.HTML(STYLE + self._ratios()), *self._bars(), self._alert, grid, self._profile])
         self.paint()
 
     def paint(self) -> None:
@@ -77,7 +79,7 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
             self._titles[column].value = _text(f"<b>{escape(title)}</b>")
             self._values[column].value = _text(escape(words["values"][column]))
             for axis in range(3):
-                self.pictures[column, axis].alt = f"{title}, {words['planes'][axis]}"
+                self.pictures[column, axis].tooltip = f"{title}, {words['planes'][axis]}"
         self._profile.value = words["svg"]
         self.paint_texts()
 
@@ -154,24 +156,26 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
         bars[-1] += [*buttons.values(), self._saved]
         return [widgets.HBox(bar, layout=widgets.Layout(flex_flow="row wrap")) for bar in bars]
 
-    @property
-    def _column(self) -> int:
-        return min(WIDTH_MOST, WIDTH_ALL // len(self._view.state.names))
-
     def _picture(self, axis: int) -> Any:
         setup = self._view.setup()
-        height, width = (max(8, round(self._column / setup["widest"] * side)) for side in setup["sizes"][axis])
-        picture = widgets.Image(format="png", layout=widgets.Layout(width=f"{width}px", height=f"{height}px"))
-        picture.add_class(PIXEL_CLASS)
+        share = 100 * setup["sizes"][axis][1] / setup["widest"]
+        picture = widgets.Image(format="png", layout=widgets.Layout(width=f"{share:.2f}%", height="auto"))
+        for name in (PIXEL_CLASS, _ratio_class(setup["sizes"][axis])):
+            picture.add_class(name)
         return picture
 
-    def _row(self, cells: list[Any]) -> Any:
-        layout = widgets.Layout(width=f"{self._column + 8}px", align_items="center", overflow="hidden")
-        return widgets.HBox([widgets.VBox([cell], layout=layout) for cell in cells])
+    def _ratios(self) -> str:
+        sizes = self._view.setup()["sizes"]
+        rules = [f".{_ratio_class(size)} {{ aspect-ratio: {size[1]:.6g} / {size[0]:.6g}; }}" for size in sizes]
+        return f"<style>{' '.join(rules)}</style>"
 
 
 _BUTTONS = {"reset": "reset", "save": "save PNG"}
 _TIGHT = {"description_width": "initial"}
+
+
+def _ratio_class(size: Sequence[float]) -> str:
+    return f"blockkit-ratio-{size[1] / size[0]:.4f}".replace(".", "-")
 
 
 def _text(html: str) -> str:

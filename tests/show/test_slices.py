@@ -371,6 +371,13 @@ def test_a_title_is_text_and_not_markup() -> None:
 
 def test_pictures_keep_the_proportions_of_the_voxels() -> None:
     viewer = SliceViewer({"a": volume((10, 20, 20))}, voxel_size=(4.0, 1.0, 1.0), face="image")
-    layout = viewer._face.pictures[0, 1].layout
-    assert int(layout.height[:-2]) == 2 * int(layout.width[:-2])
+    picture = viewer._face.pictures[0, 1]
+    assert picture.layout.width == "100.00%"
+    assert "blockkit-ratio-0-5000" in picture._dom_classes
+    assert ".blockkit-ratio-0-5000 { aspect-ratio: 20 / 40; }" in viewer._face.children[0].value
     assert SliceViewer({"a": volume((10, 20, 20))}, voxel_size=(4.0, 1.0, 1.0))._face.setup["sizes"][1] == [40.0, 20.0]
+
+
+def test_a_picture_is_named_for_who_does_not_see_it() -> None:
+    viewer = SliceViewer({"a": volume()}, face="image")
+    assert viewer._face.pictures[0, 1].tooltip == "a, coronal, y = 4"

@@ -126,7 +126,10 @@ def plan(
 
 
 def largest_block(model: UnrolledNetwork, case: Case, budget: float) -> tuple[Shape3, Peak]:
-    """Return the largest block with which a run takes at most ``budget`` bytes, or the smallest, and what it takes."""
+    """Return the largest block with which a run takes at most ``budget`` bytes, or the smallest, and what it takes.
+
+    The model is one with ``recompute``, if it is to be trained.
+    """
     network = model.regularizers[0]
     few = UnrolledNetwork(network, min(model.n_unrolls, 2), data_term=model.data_term, offload=model.offload)
     blocks = candidates(case.image_shape, reach(network, n_channels=n_inputs(network)).stride)

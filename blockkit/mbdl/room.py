@@ -1,5 +1,6 @@
 """Refuse to start what will not fit into the memory that is free."""
 
+import copy
 import math
 from math import prod
 
@@ -38,7 +39,8 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
     """
     device = model.step_size.device
     free = free_bytes(device)
-    if free is None or prod(scan.image_shape) * _most_bytes_a_voxel(model) < free:
+    bounded = model.recompute or model.block_shape is None or not training  # else each halo is kept too
+    if free is None or (bounded and prod(scan.image_shape) * _most_bytes_a_voxel(model) < free):
         return  # no need of a trace, which takes seconds
     rate = _scratch_rate(model, device, training=training)
     n_samples = scan.kspace.shape[1]
@@ -76,6 +78,10 @@ def _loaded(model: UnrolledNetwork, case: Case) -> int:
 
 
 def _what_would_fit(model: UnrolledNetwork, case: Case, budget: float) -> str:
+    keeps = case.training and not model.recompute
+    if keeps:
+        model = copy.copy(model)
+        model.recompute = True
     try:
         block, peak = largest_block(model, case, budget)
     except ValueError:  # a network that cannot be run in exact blocks
@@ -83,4 +89,5 @@ def _what_would_fit(model: UnrolledNetwork, case: Case, budget: float) -> str:
     if peak.bytes > budget:
         return "No block is small enough. " + ('Try offload="disk". ' if case.training and not model.offload else "")
     needed = (peak.bytes - _loaded(model, case)) / GIB
-    return f"With model.block_shape = {block} it takes {needed:.3g} GiB. "
+    first = "model.recompute = True and " if keeps else ""
+    return f"With {first}model.block_shape = {block} it takes {needed:.3g} GiB. "

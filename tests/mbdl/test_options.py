@@ -15,7 +15,7 @@ from blockkit.physics.trajectory import radial_3d
 
 SHAPE = (26, 22, 24)
 MAPS = InterpolatedMaps(simulate_maps(3, (7, 6, 6), seed=3), SHAPE)
-OF_MODEL = {"block_shape": (8, 12, 10), "offload": "disk"}
+OF_MODEL = {"block_shape": (8, 12, 10), "offload": "disk", "recompute": False}
 OF_ENCODING = {"coils_at_once": 2, "maps": MAPS}
 OPTIONS = {**OF_MODEL, **OF_ENCODING}
 COMBINATIONS = [*combinations(OPTIONS, 1), *combinations(OPTIONS, 2), tuple(OPTIONS)]

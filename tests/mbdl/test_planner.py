@@ -21,6 +21,7 @@ NUMBERS = 64  # bytes: single numbers that real tensors bring along and fake one
 MODELS = {
     "naive": {},
     "blocks": {"block_shape": (8, 10, 8)},
+    "kept": {"block_shape": (8, 10, 8), "recompute": False},
     "own weights": {"block_shape": (8, 10, 8), "shared_weights": False},
     "disk": {"block_shape": (12, 8, 6), "offload": "disk"},
     "cg": {"block_shape": (8, 8, 8), "data_term": "cg"},
@@ -225,6 +226,16 @@ def test_training_refuses_what_will_not_fit_and_names_a_block_that_does(scan, mo
     assert len(fit(model, [scan], n_steps=2).losses) == 2
     model.block_shape = None
     assert len(fit(model, [scan], n_steps=2, check_memory=False).losses) == 2
+
+
+def test_training_that_keeps_all_activations_is_told_to_recompute(scan, monkeypatch):
+    monkeypatch.setattr(room, "free_bytes", lambda device: 10 * 2**20)
+    model = UnrolledNetwork(ResidualCNN(24, 3), 2, block_shape=(12, 12, 24), recompute=False)
+    with pytest.raises(MemoryError, match=r"With model.recompute = True and model.block_shape = \(") as error:
+        fit(model, [scan], n_steps=2)
+    block = str(error.value).split("model.block_shape = (")[1].split(")")[0]
+    model.recompute, model.block_shape = True, tuple(map(int, block.split(",")))
+    assert len(fit(model, [scan], n_steps=1).losses) == 1
 
 
 def test_with_no_room_at_all_it_says_so(scan, monkeypatch):

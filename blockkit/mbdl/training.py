@@ -2,14 +2,14 @@
 
 import json
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from blockkit.checks import check_count
 from blockkit.data.scan import Scan
@@ -20,6 +20,7 @@ from blockkit.mbdl.interrupt import interruptible
 from blockkit.mbdl.loss import training_loss
 from blockkit.mbdl.optimizer import KernelOptimizer
 from blockkit.mbdl.prepared import PreparedScans
+from blockkit.mbdl.progress import History, Progress, ProgressBar, Watch
 from blockkit.mbdl.room import check_room
 from blockkit.mbdl.splitting import SplitScans
 from blockkit.mbdl.unrolled import UnrolledNetwork
@@ -28,27 +29,6 @@ from blockkit.metrics import psnr
 
 TARGETS = ("reference", "self")
 _FORMAT = "blockkit-training-1"
-
-
-@dataclass
-class History:
-    """What a training run went through.
-
-    Attributes
-    ----------
-    losses
-        Relative L2 error of each step's scan: of the image, or of the held-out samples.
-    validation
-        ``(step, score)``, once every pass over the scans. With ``target="reference"`` the score is the mean PSNR of the
-        validation scans in dB, the highest is the best; with ``target="self"`` it is their mean relative L2 error on
-        held-out samples, the lowest is the best.
-    interrupted
-        True if the run was stopped before its last step.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    validation: list[tuple[int, float]] = field(default_factory=list)
-    interrupted: bool = False
 
 
 def fit(
@@ -63,6 +43,7 @@ def fit(
     checkpoint: str | Path | None = None,
     seed: int = 0,
     check_memory: bool = True,
+    watch: Watch | None = None,
 ) -> History:
     r"""Train ``model`` in place on the relative L2 loss, one scan a step.
 
@@ -106,6 +87,9 @@ def fit(
         Draws the order of the scans, the folds, and the augmentation.
     check_memory
         Refuse to start if a step is predicted to take more memory than is free.
+    watch
+        Called with a :class:`~blockkit.mbdl.progress.Progress` as the run goes on, such as a
+        :class:`~blockkit.show.training_view.TrainingView`. It changes nothing in the run. None: a progress bar.
 
     Raises
     ------
@@ -128,14 +112,15 @@ def fit(
     if checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
     terms, held_out = _made_ready(model, scans, validation, run, check_memory=check_memory)
+    run.watch = watch or ProgressBar()
     try:
-        with interruptible() as interrupt, tqdm(total=n_steps, initial=run.step, unit="step") as bar:
+        with interruptible() as interrupt:
             for data_and_target in held_out if run.step == 0 else ():
                 del data_and_target  # looked at before the first step: a bad one is named now
+            run.tell()
             while run.step < n_steps and not interrupt.is_set():
-                loss = run.train_step(*terms.get(*run.next_scan()))
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                bar.update()
+                run.train_step(*terms.get(*run.next_scan()))
+                run.tell()
                 if run.step % len(scans) == 0 or run.step == n_steps:
                     run.validate(held_out)
                     if checkpoint is not None:
@@ -145,6 +130,7 @@ def fit(
             run.save(checkpoint)
     finally:
         run.keep_best()
+        run.tell(ended=True)
     return run.history
 
 
@@ -166,6 +152,15 @@ class _Run:
         self.optimizer = KernelOptimizer(model.parameters(), learning_rate, self._rate)
         self.best: dict[str, Tensor] = {}
         self.history = History()
+        self.watch: Watch = ProgressBar()
+        self.began: tuple[float, int] | None = None  # when this call's first step began, and the steps before it
+
+    def tell(self, image: Tensor | None = None, reference: Tensor | None = None, *, ended: bool = False) -> None:
+        """Tell the watcher how the run stands."""
+        self.began = self.began or (time.perf_counter(), self.step)
+        seconds, n_new = time.perf_counter() - self.began[0], self.step - self.began[1]
+        score = "relative L2 error, held out" if self.target == "self" else "PSNR (dB)"
+        self.watch(Progress(self.step, self.n_steps, n_new, seconds, self.history, image, reference, score, ended))
 
     @property
     def step(self) -> int:
@@ -204,15 +199,21 @@ class _Run:
         if not len(scans):
             return
         self.model.eval()
-        score = sum(self.score(data, target) for data, target in scans) / len(scans)
+        scores, first = [], None
+        for data, target in scans:
+            image = self.model.unroll(data)
+            scores.append(self.score(image, data, target))
+            first = (image, target) if first is None else first
+        score = sum(scores) / len(scans)
         sign = -1 if self.target == "self" else 1
         if sign * score > max((sign * value for _, value in self.history.validation), default=-math.inf):
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.history.validation.append((self.step, score))
+        if first is not None:
+            self.tell(first[0], None if isinstance(first[1], HeldOut) else first[1])
 
-    def score(self, data: DataTerm, target: Tensor | HeldOut) -> float:
+    def score(self, image: Tensor, data: DataTerm, target: Tensor | HeldOut) -> float:
         """Return the error on held-out samples, which is to be low, or the PSNR, which is to be high."""
-        image = self.model.unroll(data)
         if isinstance(target, HeldOut):
             return float(target.relative_error(image / data.scale))
         return psnr(image, target)

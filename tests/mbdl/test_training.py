@@ -231,3 +231,60 @@ def test_block_wise_and_naive_training_have_the_same_losses():
     models[1].block_shape = (4, 4, 4)
     naive, blocks = (fit(model, SCANS, n_steps=6).losses for model in models)
     assert blocks == pytest.approx(naive, rel=1e-4)
+
+
+def test_a_watcher_is_told_how_the_run_stands_and_changes_nothing():
+    told = []
+    plain = fit(make_model(), SCANS[:3], validation=SCANS[3:], n_steps=5)
+    watched = fit(make_model(), SCANS[:3], validation=SCANS[3:], n_steps=5, watch=told.append)
+    assert watched.losses == plain.losses
+    assert watched.validation == plain.validation
+    assert [progress.step for progress in told] == [0, 1, 2, 3, 3, 4, 5, 5, 5]
+    with_image = [progress for progress in told if progress.image is not None]
+    assert [progress.step for progress in with_image] == [3, 5]
+    assert all(torch.equal(progress.reference, SCANS[3].reference) for progress in with_image)
+    assert [progress.ended for progress in told] == [False] * 8 + [True]
+    assert told[0].seconds_left is None
+    assert told[1].seconds_left == pytest.approx(4 * told[1].seconds)
+    assert told[-1].seconds_left == 0
+
+
+def test_a_watcher_of_a_resumed_run_knows_what_was_done_before(tmp_path):
+    checkpoint, told = tmp_path / "run.safetensors", []
+    fit(make_model(), ReadsBeforeStop(SCANS, 2), n_steps=8, checkpoint=checkpoint)
+    fit(make_model(), SCANS, n_steps=8, checkpoint=checkpoint, watch=told.append)
+    assert told[0].step > 0
+    assert told[0].n_new == 0
+    assert told[-1].n_new == 8 - told[0].step
+
+
+def test_a_watcher_is_told_of_the_end_also_if_the_run_fails(monkeypatch):
+    def fail(run, data, target):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(_Run, "train_step", fail)
+    told = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(make_model(), SCANS, n_steps=8, watch=told.append)
+    assert [progress.ended for progress in told] == [False, True]
+
+
+def test_unless_asked_there_is_a_bar_with_the_loss(capsys):
+    history = fit(make_model(), SCANS, n_steps=2)
+    bar = capsys.readouterr().err
+    assert "2/2" in bar
+    assert f"loss={history.losses[-1]:.4f}" in bar
+
+
+class ReadsBeforeStop(list):
+    """Scans whose reading raises the signal of Ctrl-C at the given number of reads."""
+
+    def __init__(self, scans, stop_at):
+        super().__init__(scans)
+        self.stop_at = stop_at
+
+    def __getitem__(self, i):
+        self.stop_at -= 1
+        if not self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().__getitem__(i)

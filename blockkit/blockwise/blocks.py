@@ -78,11 +78,11 @@ def cut_blocks(volume_shape: Shape3, block_shape: Shape3, halo: Shape3, stride: 
     stride
         Blocks and windows start at multiples of this (z, y, x).
     """
-    axes = [_cut_axis(*sizes) for sizes in zip(volume_shape, block_shape, halo, stride, strict=True)]
+    axes = [cut_axis(*sizes) for sizes in zip(volume_shape, block_shape, halo, stride, strict=True)]
     return [Block(*((a[i], b[i], c[i]) for i in range(3))) for a, b, c in product(*axes)]
 
 
-def _cut_axis(size: int, block: int, halo: int, stride: int) -> list[tuple[slice, slice, slice]]:
+def cut_axis(size: int, block: int, halo: int, stride: int) -> list[tuple[slice, slice, slice]]:
     """Cut one axis: for each block its window, the part it keeps in the window, and its place."""
     n_blocks = -(-size // round_up(block, stride))
     block, halo = round_up(-(-size // n_blocks), stride), round_up(halo, stride)

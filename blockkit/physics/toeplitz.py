@@ -166,6 +166,11 @@ def padded_shape(image_shape: Sequence[int]) -> Shape3:
     return z, y, x
 
 
+def slab_rows(n_each: int, device_type: str) -> int:
+    """Return how many rows or planes of ``n_each`` numbers make a slab: about what a cache holds."""
+    return max(1, _SLAB.get(device_type, _SLAB_ELSEWHERE) // n_each)
+
+
 def _starts(n: int, m: int, both_signs: bool) -> list[int]:
     """Return the first lag of each piece of ``m`` lags: none has lags of both signs."""
     return [*(range(1 - n, 0, m) if both_signs else ()), *range(0, n, m)]
@@ -187,8 +192,8 @@ def _check_weights(weights: Tensor | None, trajectory: Tensor) -> Tensor:
 
 
 def _slabs(n: int, n_each: int, device: torch.device, fake: bool) -> Iterator[slice]:
-    """Cut 0..n into slabs of about what a cache holds. Fake tensors see only the first: the largest, so the peak."""
-    step = max(1, _SLAB.get(device.type, _SLAB_ELSEWHERE) // n_each)
+    """Cut 0..n into slabs. Fake tensors see only the first: the largest, so the peak."""
+    step = slab_rows(n_each, device.type)
     for start in range(0, n, step):
         yield slice(start, start + step)
         if fake:

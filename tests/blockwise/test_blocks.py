@@ -898,7 +898,7 @@ def test_a_batch_of_no_blocks_is_refused():
 
 
 def test_the_loops_that_the_lessons_show_are_short():
-    for function in (Blockwise.forward, Blockwise.backward, cut_blocks, blocks._cut_axis):
+    for function in (Blockwise.forward, Blockwise.backward, cut_blocks, blocks.cut_axis):
         code = inspect.getsource(function)
         if function.__doc__:
             code = code.replace(function.__doc__, "")

@@ -36,6 +36,7 @@ from blockkit.physics.trajectory import cones, density_compensation, radial_3d, 
 
 if TYPE_CHECKING:
     from blockkit.show.slices import SliceViewer as SliceViewer
+    from blockkit.show.training_view import TrainingView as TrainingView
 
 __version__ = "0.1.0"
 
@@ -96,6 +97,6 @@ def __getattr__(name: str) -> Any:
     """Load the drawing wing, with matplotlib and ipywidgets, only when someone asks for it."""
     if name == "show":
         return import_module("blockkit.show")
-    if name == "SliceViewer":
-        return import_module("blockkit.show").SliceViewer
+    if name in ("SliceViewer", "TrainingView"):
+        return getattr(import_module("blockkit.show"), name)
     raise AttributeError(f"module 'blockkit' has no attribute {name!r}")

@@ -22,6 +22,8 @@ limit_label="limit", title="")``                                       stacked
                                                                        live training, wall times, rounding errors
 ``SliceViewer(volumes, *, voxel_size=None, face="auto",                three planes of each volume, one crosshair:
 orientation=None)``                                                    pointer, wheel and keys, or sliders
+``TrainingView(*, axis="y", every=None)``                              a training run while it goes on: ``fit(...,
+                                                                       watch=TrainingView())``
 =====================================================================  ================================================
 
 Importing this package in a notebook also adds a fingerprint to each figure displayed: see
@@ -32,9 +34,11 @@ from blockkit.show.figures import plot_blocks, show_coils, show_mip, show_slices
 from blockkit.show.fingerprint import register, shapes_only
 from blockkit.show.plots import plot_bars, plot_curves, plot_points, plot_trajectory
 from blockkit.show.slices import SliceViewer
+from blockkit.show.training_view import TrainingView
 
 __all__ = [
     "SliceViewer",
+    "TrainingView",
     "plot_bars",
     "plot_blocks",
     "plot_curves",

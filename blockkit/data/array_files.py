@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from blockkit.data.files import ScanFileError, check_is_file
+from blockkit.data.files import ScanFileError, check_is_file, printable
 from blockkit.data.hdf5 import open_hdf5, plain, read_attribute, read_dataset
 from blockkit.data.mat5 import find_variables, is_mat5, read_variable
 from blockkit.data.probe import members
@@ -100,12 +100,12 @@ def _npz(path: Path) -> dict[str, Stored]:
     with _zip(path) as archive:
         for info in archive.infolist():
             if info.filename.endswith(".npy"):
-                found[info.filename.removesuffix(".npy")] = _member(archive, info, path)
+                found[printable(info.filename.removesuffix(".npy"))] = _member(archive, info, path)
     return found
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Stored:
-    name = info.filename.removesuffix(".npy")
+    name = printable(info.filename.removesuffix(".npy"))
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
         raise ScanFileError(f"'{path}': {name} is packed in a way that NumPy does not use.")
     most = min(info.compress_size, path.stat().st_size) * (_MOST_PACKED if info.compress_type else 1) + 64
@@ -144,7 +144,7 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
         ValueError,
         OverflowError,
     ) as error:
-        raise ScanFileError(f"'{path}' is damaged or cut short: {error}. Copy or save it again.") from error
+        raise ScanFileError(f"'{path}' is damaged or cut short: {printable(error)}. Copy or save it again.") from error
 
 
 def _read_header(file: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -158,7 +158,7 @@ def _read_header(file: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...
     except ScanFileError:
         raise
     except Exception as error:  # the text is parsed as Python's literals: any of the parser's errors
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = printable(error) or type(error).__name__
         raise ScanFileError(f"'{path}': {name} has a header that cannot be read: {said}.") from error
     if dtype.kind not in "cfiu" or any(n < 0 for n in shape):
         raise ScanFileError(f"'{path}': {name} has shape {shape} and dtype {dtype}, expected an array of numbers.")
@@ -183,12 +183,12 @@ def _hdf5(file: h5py.File, path: Path) -> dict[str, Stored]:
                 shape = member.shape[::-1] if matlab else member.shape
                 dtype = np.dtype("c16" if member.dtype.itemsize > 8 else "c8") if pair else member.dtype
                 read = partial(_read_hdf5, member, path, transposed=matlab)
-                found[str(member.name).lstrip("/")] = Stored(shape, dtype, read)
+                found[printable(member.name).lstrip("/")] = Stored(shape, dtype, read)
     return found
 
 
 def _read_hdf5(dataset: h5py.Dataset, path: Path, *, transposed: bool) -> NDArray[Any]:
-    values = read_dataset(dataset, str(dataset.name).lstrip("/"), path)
+    values = read_dataset(dataset, printable(dataset.name).lstrip("/"), path)
     if values.dtype.names:
         real, imag = sorted(values.dtype.names, reverse=True)  # real before imag, r before i
         values = values[real] + 1j * values[imag]

@@ -11,6 +11,11 @@ class ScanFileError(ValueError):
     """A scan file that cannot be read; the message says why."""
 
 
+def printable(text: object) -> str:
+    """Return a text from a file on one line, with what would move or color a terminal escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split()))
+
+
 def check_is_file(path: str | os.PathLike[str], kind: str = "scan file") -> Path:
     """Return ``path`` as a Path if it is a file, or raise FileNotFoundError."""
     path = Path(path)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockkit.checks import check_complex, check_finite, check_tensor
-from blockkit.data.files import ScanFileError, check_is_file, check_voxel_size, written_beside
+from blockkit.data.files import ScanFileError, check_is_file, check_voxel_size, printable, written_beside
 from blockkit.data.hdf5 import find, open_hdf5, plain, read_attribute, read_dataset
 
 FORMAT, VERSION = "blockkit-scan", 1
@@ -107,12 +107,12 @@ def find_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     layout, version = plain(read_attribute(file, "format")), plain(read_attribute(file, "version"))
     if not np.array_equal(layout, FORMAT):
         raise ScanFileError(
-            f"'{path}' is HDF5, but its attribute format is {layout}, expected {FORMAT}. Only files in the layout that "
-            "scan.save(path) writes can be read so; for others there are bk.load_ismrmrd and bk.load_arrays."
+            f"'{path}' is HDF5, but its attribute format is {layout!r}, expected {FORMAT}. Only files in the layout "
+            "that scan.save(path) writes can be read so; for others there are bk.load_ismrmrd and bk.load_arrays."
         )
     if not np.array_equal(version, VERSION):
         raise ScanFileError(
-            f"'{path}' has layout version {version}, expected {VERSION}. "
+            f"'{path}' has layout version {version!r}, expected {VERSION}. "
             "Read it with the version of blockkit that wrote it."
         )
     found = {}
@@ -121,7 +121,9 @@ def find_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
         if dataset is None and name in _OPTIONAL:
             continue
         if not isinstance(dataset, h5py.Dataset):
-            raise ScanFileError(f"'{path}' has no dataset '{name}'. It has: {', '.join(sorted(file)) or 'none'}.")
+            raise ScanFileError(
+                f"'{path}' has no dataset '{name}'. It has: {printable(', '.join(sorted(file))) or 'none'}."
+            )
         if dataset.dtype.newbyteorder("=") != np.dtype(dtype):
             raise ScanFileError(f"'{path}': {name} has dtype {dataset.dtype}, expected {dtype}.")
         if dataset.ndim != len(axes):

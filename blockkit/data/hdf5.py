@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockkit.data import probe
-from blockkit.data.files import ScanFileError, check_is_file
+from blockkit.data.files import ScanFileError, check_is_file, printable
 from blockkit.data.probe import read_attribute as read_attribute
 
 _WALL_SECONDS = 300  # where a process cannot be limited in processor time
@@ -59,7 +59,7 @@ def open_hdf5(path: str | os.PathLike[str], *, values: bool = True) -> Iterator[
     except ScanFileError:
         raise
     except (*probe.FAILURES, MemoryError) as error:
-        raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
+        raise _damaged(path, printable(error) or type(error).__name__) from error
 
 
 def _damaged(path: Path, said: str) -> ScanFileError:

@@ -11,12 +11,13 @@ import numpy as np
 
 from blockkit.data.array_files import open_arrays
 from blockkit.data.cfl import read_header as read_cfl_header
-from blockkit.data.files import ScanFileError, check_is_file
+from blockkit.data.files import ScanFileError, check_is_file, printable
 from blockkit.data.formats import FORMAT, find_datasets, read_voxel_size
 from blockkit.data.hdf5 import check_stored, find, open_hdf5, plain, read_attribute
 from blockkit.data.ismrmrd import MAPS, find_acquisitions, find_group, is_imaging, read_header, read_heads
 from blockkit.data.ismrmrd_header import COUNTERS, NOISE, has_flag
 from blockkit.data.scan import load_scan
+from blockkit.data.units import UNITS
 
 CHECKED_BYTES = 2**26  # a scan file up to this size is read whole, so that a NaN in it is found
 _HEADS = 4096  # acquisitions that are looked at
@@ -112,7 +113,7 @@ def _ismrmrd(file: h5py.File, path: Path) -> list[str]:
         f"  ISMRMRD     {table.shape[0]} acquisitions{looked} {len(chosen)} of the image, {int(noise.sum())} of noise, "
         f"{int((~imaging & ~noise).sum())} others",
         f"  readouts    {_values(chosen['active_channels'])} coils, {_values(chosen['number_of_samples'])} samples",
-        f"  header      {header.n_encodings} encodings, trajectory '{header.trajectory}', encoded matrix "
+        f"  header      {header.n_encodings} encodings, trajectory {header.trajectory!r}, encoded matrix "
         f"(z, y, x) = {header.encoded.matrix} over {_by(header.encoded.fov)} mm",
         _voxel_line(header.recon.matrix, [f / n for f, n in zip(header.recon.fov, header.recon.matrix, strict=True)]),
     ]
@@ -123,7 +124,7 @@ def _ismrmrd(file: h5py.File, path: Path) -> list[str]:
     if n_columns:
         record = table[int(np.flatnonzero(imaging)[-1])]
         largest = float(np.abs(record["traj"]).max(initial=0))
-        unit = header.unit or "unit not said"
+        unit = header.unit if header.unit in UNITS else "unit not said"
         lines.append(f"  trajectory  {n_columns} columns, {unit}; the last readout looked at reaches {largest:.4g}")
     else:
         lines.append("  trajectory  missing: pass trajectory=, (sample, 3), columns kz ky kx, cycles/FOV")
@@ -179,7 +180,7 @@ def _nifti(path: Path) -> list[str]:
         shape, dtype, sizes = image.shape, image.get_data_dtype(), image.header.get_zooms()
         way = "".join(str(code) for code in nibabel.aff2axcodes(image.affine))  # type: ignore[no-untyped-call]
     except Exception as error:  # nibabel raises many kinds on bad bytes
-        raise ScanFileError(f"'{path}' is no NIfTI image, or damaged: {error}.") from error
+        raise ScanFileError(f"'{path}' is no NIfTI image, or damaged: {printable(error)}.") from error
     return [
         _line("image", shape, dtype, "(x, y, z)"),
         f"  voxel       {_by(sizes[::-1])} mm (z, y, x), axes point to {way}",

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blockkit.data.files import ScanFileError
+from blockkit.data.files import ScanFileError, printable
 from blockkit.data.hdf5 import check_stored, find, open_hdf5, read_dataset
 from blockkit.data.ismrmrd_header import (
     COUNTERS,
@@ -114,7 +114,7 @@ def find_group(file: h5py.File, path: Path) -> h5py.Group:
     """Return the group of an open file that holds acquisitions, or raise."""
     groups = [group for name in file if isinstance(group := find(file, name), h5py.Group) and "data" in group]
     if len(groups) != 1:
-        held = "none" if not groups else ", ".join(group.name for group in groups)
+        held = "none" if not groups else printable(", ".join(group.name for group in groups))
         raise ScanFileError(f"'{path}': expected one group with the acquisitions of ISMRMRD ('dataset'), found {held}.")
     return groups[0]
 
@@ -123,7 +123,7 @@ def read_header(group: h5py.Group, path: Path) -> Header:
     """Return what is needed of the XML header of a group, or raise."""
     xml = find(group, "xml")
     if not isinstance(xml, h5py.Dataset) or xml.size != 1:
-        raise ScanFileError(f"'{path}': {group.name} has no XML header, a dataset 'xml' of one text.")
+        raise ScanFileError(f"'{path}': {printable(group.name)} has no XML header, a dataset 'xml' of one text.")
     text = np.ravel(read_dataset(xml, "xml", path))[0]
     if not isinstance(text, bytes | str):
         raise ScanFileError(f"'{path}': xml has dtype {xml.dtype}, expected one text.")
@@ -133,17 +133,17 @@ def read_header(group: h5py.Group, path: Path) -> Header:
 
 def find_acquisitions(group: h5py.Group, path: Path) -> h5py.Dataset:
     """Return the dataset of acquisitions, its dtype and length checked and nothing read, or raise."""
-    table = find(group, "data")
+    table, where = find(group, "data"), printable(group.name) + "/data"
     if not isinstance(table, h5py.Dataset) or table.dtype.names is None or table.ndim != 1 or not table.shape[0]:
-        raise ScanFileError(f"'{path}': {group.name}/data is not a list of acquisitions of ISMRMRD.")
+        raise ScanFileError(f"'{path}': {where} is not a list of acquisitions of ISMRMRD.")
     head = table.dtype["head"] if "head" in table.dtype.names else np.dtype("f4")
     missing = [name for name in HEAD.names or () if name not in (head.names or ())]
     kinds = {"traj", "data"} & set(table.dtype.names)
     wrong = [name for name in sorted(kinds) if h5py.check_vlen_dtype(table.dtype[name]) != np.dtype("<f4")]
     if missing or wrong or len(kinds) < 2:
         said = ", ".join((*missing, *wrong)) or "traj and data"
-        raise ScanFileError(f"'{path}': {group.name}/data is not a list of acquisitions of ISMRMRD: see {said}.")
-    check_stored(table, f"{group.name}/data", path)
+        raise ScanFileError(f"'{path}': {where} is not a list of acquisitions of ISMRMRD: see {said}.")
+    check_stored(table, where, path)
     return table
 
 

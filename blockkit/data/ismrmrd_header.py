@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from blockkit.checks import Shape3
+from blockkit.data.files import printable
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 LONGEST = 2**24  # bytes of XML
@@ -89,7 +90,7 @@ def parse_header(text: bytes) -> Header:
     try:
         root = ET.fromstring(text)
     except (ET.ParseError, ValueError, LookupError) as error:
-        raise ValueError(f"the XML header cannot be read: {error}.") from error
+        raise ValueError(f"the XML header cannot be read: {printable(error)}.") from error
     for element in root.iter():
         element.tag = str(element.tag).rpartition("}")[2]
     encodings = root.findall("encoding")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 
-from blockkit.data.files import ScanFileError
+from blockkit.data.files import ScanFileError, printable
 
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
@@ -71,7 +71,7 @@ def read_variable(path: Path, name: str, variable: Variable) -> NDArray[np.gener
     try:
         values = loadmat(io.BytesIO(start + tag + element[skip:]), variable_names=[name])[name]
     except Exception as error:  # on bad bytes scipy raises whatever its parsing meets
-        raise ScanFileError(f"'{path}': {name} cannot be read: {error}.") from error
+        raise ScanFileError(f"'{path}': {name} cannot be read: {printable(error)}.") from error
     if not isinstance(values, np.ndarray) or values.shape != variable.shape:
         raise ScanFileError(f"'{path}': {name} is no array of the shape {variable.shape} that its header says.")
     return values
@@ -113,6 +113,8 @@ def _describe(
         return
     shape = tuple(int(n) for n in np.frombuffer(parts[1][1], order + "i4"))
     name = parts[2][1].decode("latin-1")
+    if not (name.isascii() and name.isidentifier()):
+        raise ScanFileError(f"'{path}': a variable is named {printable(name[:64])!r}: it is damaged.")
     numbers, stored = math.prod(shape), parts[3][2]
     if min(shape, default=-1) < 0 or stored > promised or numbers * _BYTES.get(parts[3][0], 1) != stored:
         raise ScanFileError(

@@ -241,3 +241,13 @@ def test_hdf5_that_points_to_another_file_is_refused(raw, tmp_path, kind):
             file.create_virtual_dataset("ksp", layout)
     with pytest.raises(ScanFileError, match=r"there is no array 'ksp'|ksp lies in another file"):
         load_arrays(tmp_path / "a.h5", SPOKES, voxel_size=VOXEL)
+
+
+def test_a_name_cannot_write_to_the_terminal(raw, tmp_path):
+    np.savez(tmp_path / "a.npz", **{"k\x1b[31m\nred": raw.kspace})
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["k\x1b[31m\nred"] = raw.kspace.numpy()
+    for name in ("a.npz", "a.h5"):
+        with pytest.raises(ScanFileError, match=r"There are: k\\x1b\[31m red\.") as caught:
+            load_arrays(tmp_path / name, SPOKES, voxel_size=VOXEL)
+        assert str(caught.value).isprintable()

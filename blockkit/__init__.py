@@ -24,6 +24,7 @@ from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import load_model, pretrained, save_weights
 from blockkit.metrics import nrmse, psnr, ssim
+from blockkit.physics.calibration import estimate_maps
 from blockkit.physics.channels import compress_coils, mix_coils, outer_samples, prewhiten, whitening_matrix
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.delays import estimate_delays
@@ -60,6 +61,7 @@ __all__ = [
     "delay_gradients",
     "density_compensation",
     "estimate_delays",
+    "estimate_maps",
     "fit",
     "load_arrays",
     "load_cfl",

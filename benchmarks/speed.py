@@ -5,8 +5,8 @@ own, in a process of its own, timed from arrays in memory to the image: density 
 largest eigenvalue and gridding count for blockkit, set-up for the others. Start of the process, imports, SigPy's
 compilation and reading of the scan do not count, except for BART, whose command is timed as a whole. Baselines have the
 weights that quality.py found on smaller scans of the same kind. Iterations are doubled until that gains less than 0.1
-dB, or until twice as many would take longer than ``--most-seconds``: then the table says that the curve is not at its
-end. Points are kept in build/speed/, so that a run that was stopped goes on. Run it on a quiet machine. Writes
+dB, or until twice as many would take longer than ``--most-seconds`` and are not kept from an earlier run: then the table
+says that the curve is not at its end. Points are kept in build/speed/, so that a run that was stopped goes on. Run it on a quiet machine. Writes
 benchmarks/results/speed.md and the curves beside it, speed.svg.
 """
 
@@ -64,9 +64,14 @@ def scores(image: torch.Tensor, scan: bk.Scan, seconds: float) -> dict[str, floa
     return {"seconds": seconds, "psnr": bk.psnr(image, scan.reference), "ssim": bk.ssim(image, scan.reference)}
 
 
+def path_of(name: str) -> Path:
+    """Return where the point of this name is kept."""
+    return KEPT / f"{name}.json"
+
+
 def kept(name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Return the point kept by this name, or make it and keep it."""
-    path = KEPT / f"{name}.json"
+    path = path_of(name)
     if not path.exists():
         path.write_text(json.dumps(make()))
         print(name, {key: round(value, 3) for key, value in json.loads(path.read_text()).items()}, flush=True)
@@ -92,12 +97,14 @@ def baseline_point(baseline: Baseline, seed: int, weight: float, n_iterations: i
 def curve(baseline: Baseline, most_seconds: float) -> dict[int, dict[str, float]]:
     """Return a baseline's points by number of iterations, up to its plateau."""
 
+    def name(n: int) -> str:
+        return f"{baseline.key}_{TEST_SEED}_{baseline.weight:g}_{n}"
+
     def point(n: int) -> dict[str, float]:
-        make = functools.partial(baseline_point, baseline, TEST_SEED, baseline.weight, n)
-        return kept(f"{baseline.key}_{TEST_SEED}_{baseline.weight:g}_{n}", make)
+        return kept(name(n), functools.partial(baseline_point, baseline, TEST_SEED, baseline.weight, n))
 
     points, n = {FIRST: point(FIRST)}, FIRST
-    while n < MOST and 2 * points[n]["seconds"] <= most_seconds:
+    while n < MOST and (2 * points[n]["seconds"] <= most_seconds or path_of(name(2 * n)).exists()):
         n *= 2
         points[n] = point(n)
         if points[n]["psnr"] - points[n // 2]["psnr"] < PLATEAU_DB:

@@ -5,9 +5,9 @@ own, in a process of its own, timed from arrays in memory to the image: density 
 largest eigenvalue and gridding count for blockkit, set-up for the others. Start of the process, imports, SigPy's
 compilation and reading of the scan do not count, except for BART, whose command is timed as a whole. Baselines have the
 weights that quality.py found on smaller scans of the same kind. Iterations are doubled until that gains less than 0.1
-dB, or until twice as many would take longer than ``--most-seconds`` and are not kept from an earlier run: then the table
-says that the curve is not at its end. Points are kept in build/speed/, so that a run that was stopped goes on. Run it on a quiet machine. Writes
-benchmarks/results/speed.md and the curves beside it, speed.svg.
+dB, or until twice as many would take longer than ``--most-seconds`` and are not kept from an earlier run: then the
+table says that the curve is not at its end. Points are kept in build/speed/, so that a run that was stopped goes on.
+Run it on a quiet machine. Writes benchmarks/results/speed.md and the curves beside it, speed.svg.
 """
 
 import argparse

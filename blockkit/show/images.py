@@ -11,6 +11,7 @@ from blockkit.show.pixels import encode_png
 from blockkit.show.render import AXES, PARTS
 from blockkit.show.scene import Key
 from blockkit.show.state import MOST_ZOOM, Event, box, shown_names
+from blockkit.show.texts import edge_marks, sides
 from blockkit.show.view import View
 
 FIELDS = ("part", "slab", "zoom", "profile", "partner", "blinking", "column")
@@ -21,6 +22,7 @@ STYLE = f"""<style>
 .blockkit-text {{ text-align: center; line-height: 1.4; color: var(--jp-ui-font-color1, inherit); }}
 .blockkit-text table {{ margin: 0 auto; font-size: 12px; }}
 .blockkit-text :is(td, th) {{ padding: 0 5px; font-weight: normal; text-align: right; }}
+.blockkit-heard {{ position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }}
 .blockkit-alert {{ color: var(--jp-error-color1, #d32f2f); }}
 </style>"""
 
@@ -36,15 +38,13 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
         names, axes = range(len(view.state.names)), range(3)
         self.pictures = {(column, axis): self._picture(axis) for axis in axes for column in names}
         self._titles, self._values, self._tables = ([widgets.HTML() for _ in names] for _ in range(3))
-        self._planes = [widgets.HTML(layout=widgets.Layout(grid_column="1 / -1")) for _ in axes]
-        self._alert, self._profile, self._saved = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        cells = [*self._titles]
+        self._planes = [widgets.HTML() for _ in axes]
+        self._alert, self._profile, self._saved, self._described = (widgets.HTML() for _ in range(4))
+        rows = [self._row(self._titles)]
         for axis in axes:
-            cells += [self._planes[axis], *(self.pictures[column, axis] for column in names)]
-        cells += [*self._values, *self._tables]
-        columns = f"repeat({len(names)}, minmax(0, {WIDEST}))"
-        grid = widgets.GridBox(cells, layout=widgets.Layout(grid_template_columns=columns, grid_gap="2px 8px"))
-        super().__init__([widgets.HTML(STYLE + self._ratios()), *self._bars(), self._alert, grid, self._profile])
+            rows += [self._planes[axis], self._row([self.pictures[column, axis] for column in names])]
+        rows += [self._row(self._values), self._row(self._tables), self._profile]
+        super().__init__([widgets.HTML(STYLE + self._ratios()), *self._bars(), self._alert, *rows, self._described])
         self.paint()
 
     def paint(self) -> None:
@@ -62,7 +62,8 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
         self._show_words()
 
     def paint_texts(self) -> None:
-        """Write the scores under the columns."""
+        """Write the scores under the columns, and the description that only a screen reader finds."""
+        self._described.value = f'<p class="blockkit-heard">{escape(self._view.describe())}</p>'
         for cell, table in zip(self._tables, self._view.tables(), strict=True):
             cell.value = _text(table)
 
@@ -74,12 +75,10 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
     def _show_words(self) -> None:
         words = self._view.words()
         for axis, text in enumerate(words["planes"]):
-            self._planes[axis].value = escape(text)
+            self._planes[axis].value = escape(f"{text}: {sides(edge_marks(self._view.orientation, axis))}")
         for column, title in enumerate(words["titles"]):
             self._titles[column].value = _text(f"<b>{escape(title)}</b>")
             self._values[column].value = _text(escape(words["values"][column]))
-            for axis in range(3):
-                self.pictures[column, axis].tooltip = f"{title}, {words['planes'][axis]}"
         self._profile.value = words["svg"]
         self.paint_texts()
 
@@ -163,6 +162,10 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
         for name in (PIXEL_CLASS, _ratio_class(setup["sizes"][axis])):
             picture.add_class(name)
         return picture
+
+    def _row(self, cells: list[Any]) -> Any:
+        columns = f"repeat({len(cells)}, minmax(0, {WIDEST}))"
+        return widgets.GridBox(cells, layout=widgets.Layout(grid_template_columns=columns, grid_gap="2px 8px"))
 
     def _ratios(self) -> str:
         sizes = self._view.setup()["sizes"]

@@ -9,7 +9,6 @@ from blockkit.show.scores import Scores
 from blockkit.show.state import PLANES, ViewState, depth, in_plane, shown_names
 
 OPPOSITE = {"H": "F", "F": "H", "A": "P", "P": "A", "R": "L", "L": "R"}
-MEANING = {"H": "head", "F": "feet", "A": "front", "P": "back", "R": "right", "L": "left"}
 
 
 def check_orientation(orientation: str | None) -> str:
@@ -32,6 +31,12 @@ def edge_marks(orientation: str, axis: int) -> list[str]:
         return [f"{AXES[row]} ↓", "", f"{AXES[column]} →", ""]
     first, last = orientation, [OPPOSITE[letter] for letter in orientation]
     return [first[row], last[row], first[column], last[column]]
+
+
+def sides(marks: Sequence[str]) -> str:
+    """Return the letters of :func:`edge_marks` in words: "A above, P below, R left, L right"."""
+    words = [f"{mark} {side}" for mark, side in zip(marks, ("above", "below", "left", "right"), strict=True)]
+    return ", ".join(words) if all(marks) else "  ".join(mark for mark in marks if mark)
 
 
 def plane_title(state: ViewState, axis: int) -> str:

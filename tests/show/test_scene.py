@@ -12,7 +12,7 @@ from blockkit.show.profile import profile_svg
 from blockkit.show.scene import Scene
 from blockkit.show.scores import MEASURES, PENDING, Scores
 from blockkit.show.state import initial
-from blockkit.show.texts import check_orientation, column_title, describe, edge_marks, plane_title, score_html
+from blockkit.show.texts import check_orientation, column_title, describe, edge_marks, plane_title, score_html, sides
 
 RNG = np.random.default_rng(0)
 SHAPE = (6, 8, 10)
@@ -183,6 +183,8 @@ def test_the_letters_at_the_edges_are_those_of_the_axes() -> None:
     assert edge_marks("HAR", 1) == ["H", "F", "R", "L"]
     assert edge_marks("FPL", 2) == ["F", "H", "P", "A"]
     assert edge_marks("", 0) == ["y ↓", "", "x →", ""]
+    assert sides(edge_marks("HAR", 0)) == "A above, P below, R left, L right"
+    assert sides(edge_marks("", 0)) == "y ↓  x →"
 
 
 @pytest.mark.parametrize("letters", ["HA", "HFR", "XAR", "har", "HAAR"])

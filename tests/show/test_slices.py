@@ -378,6 +378,6 @@ def test_pictures_keep_the_proportions_of_the_voxels() -> None:
     assert SliceViewer({"a": volume((10, 20, 20))}, voxel_size=(4.0, 1.0, 1.0))._face.setup["sizes"][1] == [40.0, 20.0]
 
 
-def test_a_picture_is_named_for_who_does_not_see_it() -> None:
-    viewer = SliceViewer({"a": volume()}, face="image")
-    assert viewer._face.pictures[0, 1].tooltip == "a, coronal, y = 4"
+def test_the_other_face_holds_the_description_too() -> None:
+    viewer = SliceViewer({"<a>": volume()}, face="image")
+    assert "1 volume side by side: &lt;a&gt;." in viewer._face._described.value

@@ -10,6 +10,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
 NBVAL := --nbval --nbval-cell-timeout 300
+UI_SETUP := @$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,test,ui]'
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # An environment made for another folder (a copied checkout) would test the code in that folder: set up again.
@@ -17,7 +18,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow accept tour bench paper quality train ablate clean distclean
+.PHONY: help setup lab test check slow ui accept tour bench bench-ui paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -25,9 +26,11 @@ help:
 	@echo 'make setup      set up only: make $(VENV) and install (PYTHON=python3.12 picks the Python)'
 	@echo 'make check      ruff, mypy --strict, import-linter and the fast tests'
 	@echo 'make slow       only the slow tests'
+	@echo 'make ui         the widgets in a real JupyterLab and browser: needs chromium or chrome; screenshots in build/ui/'
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
 	@echo 'make bench      memory, plans, NUFFT, ways to run a step, peers: tables in benchmarks/results/, half an hour'
+	@echo 'make bench-ui   from key press to new picture in a browser, in ms: table in benchmarks/results/ui.md'
 	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
 	@echo 'make quality    MBDL against tuned compressed sensing: quality, robustness, time; hours, goes on where it was stopped'
 	@echo 'make train      train the weights file that comes with blockkit anew'
@@ -68,6 +71,10 @@ check: setup
 slow: setup
 	$(PYTEST) -m slow tests
 
+ui: setup
+	$(UI_SETUP)
+	$(PY) -m pytest -m ui $(PYTEST_ARGS) tests/ui
+
 accept: setup
 	$(PY) tools/accept_notebooks.py
 
@@ -76,6 +83,10 @@ tour: setup
 
 bench: setup
 	@for one in memory plans nufft methods peers gpu; do $(PY) benchmarks/$$one.py || exit 1; done
+
+bench-ui: setup
+	$(UI_SETUP)
+	$(PY) benchmarks/viewer_browser.py
 
 paper: setup
 	$(PY) benchmarks/paper_size.py

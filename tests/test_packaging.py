@@ -25,9 +25,9 @@ OPTIONAL = {"blockkit": {"anywidget"}}  # of the lab extra: better with it, work
 MAY_IMPORT = {
     "blockkit": ("dependencies", "cuda"),
     "notebooks": ("dependencies", "lab"),
-    "tools": ("dependencies", "lab", "test"),
-    "benchmarks": ("dependencies", "lab", "test", "cuda"),
-    "tests": ("dependencies", "lab", "test", "cuda"),
+    "tools": ("dependencies", "lab", "test", "ui"),
+    "benchmarks": ("dependencies", "lab", "test", "cuda", "ui"),
+    "tests": ("dependencies", "lab", "test", "cuda", "ui"),
 }
 
 
@@ -55,7 +55,7 @@ def pinned() -> dict[str, str]:
 
 
 OF_MODULE = metadata.packages_distributions()
-EVERYTHING = declared("dependencies", "lab", "test", "cuda")
+EVERYTHING = declared("dependencies", "lab", "test", "cuda", "ui")
 
 
 def sources(folder: str) -> Iterator[tuple[Path, str]]:

@@ -1,0 +1,97 @@
+"""From the key press to the new picture in a browser, at four volumes of 300 x 200 x 300 voxels.
+
+    python benchmarks/viewer_browser.py      writes benchmarks/results/ui.md
+
+JupyterLab, its kernel and a browser without a window run on this machine. The time is taken in the page: from the key
+event until all new panels are painted and the next frame of the screen has begun.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import ROOT, machine
+
+sys.path.insert(0, str(ROOT))
+from tools.lab_browser import chromium, lab_server
+
+N_KEYS = 30
+LIMITS = {"canvas": 100, "image": 200}
+CELLS = """import sys
+sys.path.insert(0, {folder!r})
+import blockkit as bk
+from viewer import make_volumes
+volumes = make_volumes()
+viewer = bk.SliceViewer(volumes, face={face!r})
+viewer"""
+SCORED = """() => {
+  const tables = document.querySelectorAll('.blockkit-table table, .blockkit-text table');
+  return tables.length && [...tables].every(one => !one.textContent.includes('…'));
+}"""
+CANVAS = """async key => {
+  const root = document.querySelector('.blockkit-viewer'), panel = document.querySelector('.blockkit-panel');
+  panel.focus();
+  const done = new Promise(resolve => new MutationObserver((_, o) => { o.disconnect(); resolve(); })
+    .observe(root, {attributes: true, attributeFilter: ['data-frames']}));
+  const start = performance.now();
+  panel.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+  await done;
+  await new Promise(requestAnimationFrame);
+  return performance.now() - start;
+}"""
+IMAGE = """async key => {
+  const images = [...document.querySelectorAll('img.blockkit-voxels')], old = images.map(one => one.src);
+  const handle = document.querySelector('.noUi-handle');
+  handle.focus();
+  const start = performance.now();
+  handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+  while (images.some((one, i) => one.src === old[i] || !one.complete)) await new Promise(done => setTimeout(done, 1));
+  await Promise.all(images.map(one => one.decode()));
+  await new Promise(requestAnimationFrame);
+  return performance.now() - start;
+}"""
+
+
+def main() -> int:
+    lines = [f"{machine()}; JupyterLab and headless Chromium on the same machine, {N_KEYS} key presses.", ""]
+    lines += ["| face | key | median (ms) | 90 % within (ms) | limit (ms) |", "|:--|:--|--:|--:|--:|"]
+    slow = 0
+    with lab_server() as lab, chromium() as browser:
+        for face, script in (("canvas", CANVAS), ("image", IMAGE)):
+            page = lab.open(browser, [CELLS.format(folder=str(Path(__file__).parent), face=face)])
+            for name, keys in keys_of(face).items():
+                times = measure(page, script, keys)
+                middle, most = np.median(times), np.percentile(times, 90)
+                lines.append(f"| {face} | {name} | {middle:.0f} | {most:.0f} | {LIMITS[face]} |")
+                print(lines[-1], flush=True)
+                slow += middle > LIMITS[face]
+            page.close()
+    (ROOT / "benchmarks" / "results" / "ui.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 1 if slow else 0
+
+
+def keys_of(face: str) -> dict[str, list[str]]:
+    """Return what is pressed: there and back again, so that every press changes the picture."""
+    if face == "image":
+        return {"slider, 12 pictures": ["ArrowRight", "ArrowLeft"]}
+    return {
+        "next slice, 4 panels": ["PageDown", "PageUp"],
+        "crosshair, 4 panels": ["ArrowDown", "ArrowUp"],
+        "whole projection, 12 panels": ["m", "m"],
+    }
+
+
+def measure(page: Any, script: str, keys: list[str]) -> list[float]:
+    page.wait_for_function(SCORED, timeout=600_000)
+    for key in keys:
+        page.evaluate(script, key)
+    times = []
+    for i in range(N_KEYS):
+        times.append(page.evaluate(script, keys[i % 2]))
+        page.wait_for_timeout(50)
+    return times
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -36,6 +36,7 @@ from blockkit.physics.sense import Encoding
 from blockkit.physics.trajectory import cones, density_compensation, radial_3d, stack_of_stars
 
 if TYPE_CHECKING:
+    from blockkit.show.explorer import MemoryExplorer as MemoryExplorer
     from blockkit.show.slices import SliceViewer as SliceViewer
     from blockkit.show.training_view import TrainingView as TrainingView
 
@@ -99,6 +100,6 @@ def __getattr__(name: str) -> Any:
     """Load the drawing wing, with matplotlib and ipywidgets, only when someone asks for it."""
     if name == "show":
         return import_module("blockkit.show")
-    if name in ("SliceViewer", "TrainingView"):
+    if name in ("MemoryExplorer", "SliceViewer", "TrainingView"):
         return getattr(import_module("blockkit.show"), name)
     raise AttributeError(f"module 'blockkit' has no attribute {name!r}")

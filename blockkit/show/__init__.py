@@ -22,6 +22,8 @@ limit_label="limit", title="")``                                       stacked
                                                                        live training, wall times, rounding errors
 ``SliceViewer(volumes, *, voxel_size=None, face="auto",                three planes of each volume, one crosshair:
 orientation=None)``                                                    pointer, wheel and keys, or sliders
+``MemoryExplorer(network=None, *, image_shape=(300, 200, 300),         bytes of a step, naive and in blocks, as sizes
+n_coils=8, n_samples=9_000_000, n_unrolls=6, budget_gib=24.0)``        and options change
 ``TrainingView(*, axis="y", every=None)``                              a training run while it goes on: ``fit(...,
                                                                        watch=TrainingView())``
 =====================================================================  ================================================
@@ -30,6 +32,7 @@ Importing this package in a notebook also adds a fingerprint to each figure disp
 :mod:`blockkit.show.fingerprint`.
 """
 
+from blockkit.show.explorer import MemoryExplorer
 from blockkit.show.figures import plot_blocks, show_coils, show_mip, show_slices
 from blockkit.show.fingerprint import register, shapes_only
 from blockkit.show.plots import plot_bars, plot_curves, plot_points, plot_trajectory
@@ -37,6 +40,7 @@ from blockkit.show.slices import SliceViewer
 from blockkit.show.training_view import TrainingView
 
 __all__ = [
+    "MemoryExplorer",
     "SliceViewer",
     "TrainingView",
     "plot_bars",

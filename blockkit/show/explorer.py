@@ -1,0 +1,306 @@
+"""The memory explorer: what a training step takes, naive and in blocks, as controls are moved."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+from IPython.core.pylabtools import print_figure
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
+
+from blockkit.blockwise.resident import free_bytes
+from blockkit.checks import Shape3, check_count, check_number, check_shape3
+from blockkit.mbdl.footprint import Case
+from blockkit.mbdl.own_process import MOST_BYTES, ROOM, run_in_own_process, scaled_down
+from blockkit.mbdl.planner import GIB
+from blockkit.show import memory_plots
+from blockkit.show.explorer_controls import BUDGETS, Controls
+from blockkit.show.fingerprint import MIME, fingerprint
+from blockkit.show.render import encode_png
+from blockkit.show.setting import Setting, by, nearest
+
+DPI = 110
+PICTURES = {"parts": (5.2, 3.9), "blocks": (4.3, 3.9), "curve": (5.0, 3.9), "checks": (5.0, 3.9)}
+AREAS = {
+    "parts": (0.13, 0.09, 0.53, 0.86),
+    "blocks": (0.03, 0.09, 0.94, 0.8),
+    "curve": (0.14, 0.13, 0.72, 0.83),
+    "checks": (0.15, 0.1, 0.82, 0.86),
+}
+PLOT_CLASS = "blockkit-plot"
+DARK = ", ".join(
+    f"{theme} .{PLOT_CLASS}" for theme in ('[data-jp-theme-light="false"]', ".vscode-dark", 'html[data-theme="dark"]')
+)
+STYLE = (
+    f"<style>.{PLOT_CLASS} {{ border-radius: 6px; height: auto; }} "
+    f"{DARK} {{ filter: invert(0.9) hue-rotate(180deg); }} "
+    ".blockkit-said { font-size: 14px; line-height: 1.5; max-width: 1100px; }</style>"
+)
+
+
+class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
+    """See what a training step or a reconstruction takes, naive and in blocks, as sizes and options change.
+
+    Every change shows at once, from sums that are within 3 % of the trace by which :func:`~blockkit.mbdl.planner.plan`
+    counts (:mod:`blockkit.mbdl.closed_form`). One button traces the very step, to the byte; another runs a real step,
+    scaled down, in a process of its own under a memory limit. In a page without a kernel the same pictures are there,
+    standing still.
+
+    Parameters
+    ----------
+    network
+        The regularizer to explore, as :class:`~blockkit.mbdl.unrolled.UnrolledNetwork` takes it. None: a
+        ``ResidualCNN``, whose channels and layers are controls too.
+    image_shape, n_coils, n_samples, n_unrolls, budget_gib
+        Where the controls start: ``(z, y, x)``, coils, k-space samples of a coil, unrolls, GiB = 2^30 bytes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, or the network cannot be run in exact blocks: the message names the layer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        *,
+        image_shape: Shape3 = (300, 200, 300),
+        n_coils: int = 8,
+        n_samples: int = 9_000_000,
+        n_unrolls: int = 6,
+        budget_gib: float = 24.0,
+    ) -> None:
+        if network is not None and not isinstance(network, nn.Module):
+            raise TypeError(f"network is a {type(network).__name__}, expected a torch.nn.Module, or None.")
+        budget = check_number(budget_gib, "budget_gib")
+        if not budget > 0:
+            raise ValueError(f"budget_gib is {budget_gib}, expected more than 0 GiB.")
+        coils, samples = check_count(n_coils, "n_coils"), check_count(n_samples, "n_samples")
+        case = Case(check_shape3(image_shape), coils, samples)
+        start = Setting(case, check_count(n_unrolls, "n_unrolls"), budget_gib=budget, network=network)
+        blocks = start.blocks()
+        self.setting = replace(start, block_shape=start.best_block() or nearest(blocks, 64**3))
+        self._controls = Controls(self.setting, [*BUDGETS, *_this_machine()])
+        self._checks: dict[str, dict[str, float]] = {}
+        self._sketched: object = None  # what the sketch shows
+        self._pictures = {name: _picture(width) for name, (width, _) in PICTURES.items()}
+        self._said = widgets.HTML()
+        self._trouble = widgets.HTML()
+        self._progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px", visibility="hidden"))
+        self._code = widgets.Textarea(
+            rows=3, disabled=True, layout=widgets.Layout(width="auto", max_width="1100px", display="none")
+        )
+        self._controls.observe(self._guarded(self._change))
+        super().__init__(
+            [
+                widgets.HTML(STYLE), self._controls.box, self._trouble, self._said,
+                widgets.Box([*self._pictures.values()], layout=_wrapped()),
+                widgets.HBox([*self._buttons(), self._progress], layout=_wrapped()), self._code,
+            ]
+        )  # fmt: skip
+        self._show()
+
+    def figure(self) -> Figure:
+        """Return what is shown now as a matplotlib figure, for a saved page or a paper."""
+        names = [name for name in PICTURES if name != "checks" or self._checks]
+        width, height = sum(PICTURES[name][0] for name in names), PICTURES["parts"][1]
+        figure = Figure(figsize=(round(width, 2), height))
+        left = 0.0
+        for name in names:
+            x, y, w, h = AREAS[name]
+            share = PICTURES[name][0] / width
+            self._draw(name, figure.add_axes((left + share * x, y, share * w, h)))
+            left += share
+        figure.blockkit_values = getattr(self, "blockkit_values", True)  # type: ignore[attr-defined]
+        return figure
+
+    def describe(self) -> str:
+        """Return in words what the pictures show: the sentence that stands under the controls."""
+        return self.setting.describe(self._best)
+
+    def fit_to_budget(self) -> None:
+        """Choose the largest block that fits into the budget, by the closed form.
+
+        Raises
+        ------
+        ValueError
+            If none does: the message says what the smallest takes.
+        """
+        best = self.setting.best_block()
+        if best is None:
+            raise ValueError(self.describe())
+        self._controls.choose(best)
+
+    def trace(self) -> None:
+        """Trace both steps of this setting to the byte, and draw the result beside the closed form."""
+        setting, n = self.setting, self.setting.n_unrolls
+        found = {}
+        with _Progress(self._progress, 2 * n) as progress:
+            for i, (name, naive) in enumerate((("naive", True), ("in blocks", False))):
+                traced = setting.trace(naive=naive, tick=lambda k, i=i: progress.at(i * n + k))  # type: ignore[misc]
+                said = setting.naive() if naive else setting.blockwise()
+                found[name] = {"closed form": float(said.bytes), "traced": float(traced.bytes)}
+        self._checks = found
+        self._show_one("checks")
+
+    def measure(self) -> None:
+        """Run a real step, scaled down until this machine can, naive and in blocks, and draw what it took."""
+        setting = self.setting
+        free = free_bytes(torch.device("cpu"))
+        most = min(MOST_BYTES, free // 3) if free is not None else MOST_BYTES
+        network = setting.network_bytes()
+        case, block = scaled_down(network, setting.case, setting.n_unrolls, setting.block_shape, most_bytes=most)
+        small = replace(setting, case=case, block_shape=block)
+        found = {}
+        with _Progress(self._progress, 2) as progress:
+            for i, (name, naive) in enumerate((("naive", True), ("in blocks", False))):
+                progress.at(i)
+                predicted = small.naive().bytes if naive else small.blockwise().bytes
+                taken = run_in_own_process(
+                    small.model(naive=naive), case, precision=setting.precision, limit=3 * predicted // 2 + ROOM
+                )
+                found[name] = {"closed form": float(predicted), "counted": float(taken.n_bytes)}
+                if taken.resident_bytes is not None:
+                    found[name]["process took"] = float(taken.resident_bytes)
+        self._checks = {f"{name}\n{by(case.image_shape)} voxels": bars for name, bars in found.items()}
+        self._show_one("checks")
+
+    def __repr__(self) -> str:
+        return f"MemoryExplorer({self.describe()})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        figure = self.figure()
+        picture = print_figure(figure, fmt="png", base64=True)  # type: ignore[no-untyped-call]
+        shown = {"text/plain": repr(self), "image/png": picture, MIME: fingerprint(figure)}
+        return {**super()._repr_mimebundle_(**kwargs), **shown}
+
+    def _change(self, _change: object = None) -> None:
+        before, self.setting = self.setting, self._controls.read(self.setting)
+        if before == self.setting:
+            return
+        self._checks = {}
+        try:
+            self._show()
+        except Exception:
+            self.setting = before  # the pictures are still its own
+            raise
+
+    def _show(self) -> None:
+        setting = self.setting
+        self._blocks = setting.blocks()
+        self._peaks = [float(setting.blockwise(block).bytes) for block in self._blocks]
+        self._work = [setting.work(block) for block in self._blocks]
+        fitting = (block for block, peak in zip(self._blocks, self._peaks, strict=True) if peak <= setting.budget)
+        self._best = next(fitting, None)
+        of_volume = setting.case.image_shape, setting.block_shape, setting.network_bytes().halo
+        for name in PICTURES:
+            if name != "blocks" or self._sketched != of_volume:
+                self._show_one(name)
+        self._sketched = of_volume
+        self._said.value = f'<p class="blockkit-said" role="status" aria-live="polite">{escape(self.describe())}</p>'
+        self._code.value = setting.code()
+        self._trouble.value = ""
+
+    def _show_one(self, name: str) -> None:
+        picture = self._pictures[name]
+        shown = name != "checks" or bool(self._checks)
+        picture.layout.display = None if shown else "none"
+        if shown:
+            figure = Figure(figsize=PICTURES[name], dpi=DPI)
+            self._draw(name, figure.add_axes(AREAS[name]))
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()  # type: ignore[no-untyped-call]
+            pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+            picture.value = encode_png(pixels[..., :3])
+
+    def _draw(self, name: str, ax: Axes) -> None:
+        setting, network = self.setting, self.setting.network_bytes()
+        if name == "parts":
+            bars = {"naive": setting.naive().parts, "in blocks": setting.blockwise().parts}
+            memory_plots.draw_parts(ax, bars, setting.budget)
+        elif name == "blocks":
+            shape = setting.case.image_shape
+            memory_plots.draw_blocks(ax, shape, setting.block_shape, network.halo, network.stride)
+        elif name == "curve":
+            marks = {"chosen": setting.block_shape, "best that fits": self._best}
+            memory_plots.draw_curve(ax, self._blocks, self._peaks, self._work, setting.budget, marks)
+        else:
+            memory_plots.draw_checks(ax, self._checks)
+
+    def _buttons(self) -> list[Any]:
+        actions: dict[str, tuple[Callable[[], None], str]] = {
+            "Fit to budget": (self.fit_to_budget, "choose the largest block that fits"),
+            "Trace exactly": (self.trace, "go through this very step without computing: seconds"),
+            "Measure here": (self.measure, "run a step, scaled down, in a process with a memory limit"),
+            "Copy code": (self._show_code, "show the lines of Python, to be copied"),
+        }
+        buttons = []
+        for name, (action, tip) in actions.items():
+            button = widgets.Button(description=name, tooltip=tip, layout=widgets.Layout(width="130px"))
+            button.on_click(self._guarded(partial(_without_argument, action)))
+            buttons.append(button)
+        return buttons
+
+    def _show_code(self) -> None:
+        self._code.layout.display = None if self._code.layout.display == "none" else "none"
+
+    def _guarded(self, action: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return the action with errors shown in the widget."""
+
+        def guarded(change: Any) -> None:
+            try:
+                self._trouble.value = ""
+                action(change)
+            except Exception as error:
+                said = escape(str(error) or type(error).__name__)
+                self._trouble.value = f'<p class="blockkit-said" role="alert" style="color:#D55E00">{said}</p>'
+
+        return guarded
+
+
+class _Progress:
+    """Shows a bar while something runs."""
+
+    def __init__(self, bar: Any, n_steps: int) -> None:
+        self.bar, self.n_steps = bar, n_steps
+
+    def __enter__(self) -> "_Progress":
+        self.bar.max, self.bar.value, self.bar.layout.visibility = self.n_steps, 0, "visible"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.layout.visibility = "hidden"
+
+    def at(self, step: int) -> None:
+        self.bar.value = step
+
+
+def _without_argument(action: Callable[[], None], _: object) -> None:
+    action()
+
+
+def _picture(inches: float) -> Any:
+    """Return the place of a picture: as wide as there is room, between three and five quarters of its own width."""
+    width = round(DPI * inches)
+    layout = widgets.Layout(flex=f"1 1 {3 * width // 4}px", max_width=f"{5 * width // 4}px")
+    picture = widgets.Image(format="png", layout=layout)
+    picture.add_class(PLOT_CLASS)
+    return picture
+
+
+def _wrapped() -> Any:
+    return widgets.Layout(display="flex", flex_flow="row wrap", align_items="center", width="100%")
+
+
+def _this_machine() -> list[tuple[str, float]]:
+    """Return what is free here, as a budget by name; nothing where the system does not say."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    free = free_bytes(device)
+    return [] if free is None else [(f"this machine, {free / GIB:.3g} GiB free", free / GIB)]

@@ -32,7 +32,7 @@ import blockkit as bk
 KEPT = ROOT / "build" / "speed"
 IMAGE_SHAPE, FINE_SHAPE, N_COILS = (96, 96, 96), (144, 144, 144), 8
 TEST_SEED = 3000
-TIMED = ("own_haar", "bart_haar", "sigpy_wavelet")
+TIMED = ("bart_haar", "sigpy_wavelet")
 FIRST, MOST = 25, 1600
 PLATEAU_DB = 0.1
 

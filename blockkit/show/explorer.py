@@ -23,7 +23,7 @@ from blockkit.mbdl.planner import GIB
 from blockkit.show import memory_plots
 from blockkit.show.explorer_controls import BUDGETS, Controls
 from blockkit.show.fingerprint import MIME, fingerprint
-from blockkit.show.render import encode_png
+from blockkit.show.pixels import encode_png
 from blockkit.show.setting import Setting, by, nearest
 
 DPI = 110

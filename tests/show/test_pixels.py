@@ -1,5 +1,7 @@
+import io
 import zlib
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -235,3 +237,9 @@ def test_an_index_counts_from_the_end_when_negative_and_stays_inside() -> None:
 def test_a_voxel_without_extent_is_refused(size: object) -> None:
     with pytest.raises(ValueError, match="voxel_size"):
         check_voxel_size(size)  # type: ignore[arg-type]
+
+
+def test_a_png_of_colors_is_read_back_as_they_are() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    read = matplotlib.image.imread(io.BytesIO(encode_png(pixels)), format="png")
+    assert np.array_equal(np.rint(255 * read), pixels)

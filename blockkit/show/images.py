@@ -21,7 +21,7 @@ STYLE = f"""<style>
 .{PIXEL_CLASS} {{ image-rendering: pixelated; object-fit: fill; justify-self: center; }}
 .blockkit-text {{ text-align: center; line-height: 1.4; color: var(--jp-ui-font-color1, inherit); }}
 .blockkit-text table {{ margin: 0 auto; font-size: 12px; }}
-.blockkit-text :is(td, th) {{ padding: 0 5px; font-weight: normal; text-align: right; }}
+.blockkit-text :is(td, th) {{ padding: 0 5px; font-weight: normal; text-align: right; white-space: nowrap; }}
 .blockkit-heard {{ position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }}
 .blockkit-alert {{ color: var(--jp-error-color1, #d32f2f); }}
 </style>"""

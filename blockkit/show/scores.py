@@ -8,7 +8,7 @@ import numpy as np
 from blockkit.show.figures import captions
 from blockkit.show.render import Volume, is_error, take_plane
 from blockkit.show.scene import Scene
-from blockkit.show.state import ViewState
+from blockkit.show.state import ViewState, depth
 
 LARGE = 2**21
 MEASURES = ("PSNR", "SSIM", "NRMSE")
@@ -25,6 +25,7 @@ class Scores:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._whole: dict[str, str] | None = None if "reference" in scene.volumes else {}
+        self._shown: tuple[tuple[int, ...], dict[str, str]] = ((), {})
         self._worker: Thread | None = None
         self.large = int(np.prod(scene.shape)) > LARGE
 
@@ -47,8 +48,11 @@ class Scores:
         """Return the captions of what is shown across the active axis, on magnitude, by name."""
         if "reference" not in self._scene.volumes:
             return {}
-        names = [name for name in self._scene.volumes if not is_error(name)]
-        return captions({name: self._plane(state, name) for name in names})
+        key = (state.axis, *depth(state, state.axis))
+        if self._shown[0] != key:
+            names = [name for name in self._scene.volumes if not is_error(name)]
+            self._shown = key, captions({name: self._plane(state, name) for name in names})
+        return self._shown[1]
 
     def table(self, name: str, shown: str) -> list[list[str]]:
         """Return rows of measure, what is shown, whole volume for the caption ``shown``; one cell alone is a remark."""

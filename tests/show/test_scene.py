@@ -145,6 +145,19 @@ def test_the_table_has_the_scores_of_the_slice_and_of_the_volume() -> None:
     assert scores.table("reference", "") == scores.table("error", "") == []
 
 
+def test_the_scores_of_a_plane_are_taken_again_when_it_moves_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene({"a": volume(), "reference": volume()})
+    scores = Scores(scene)
+    state = replace(initial(["a", "reference"], SHAPE), axis=1)
+    first = scores.shown(state)
+    with monkeypatch.context() as patch:
+        patch.setattr("blockkit.show.scores.captions", lambda _: pytest.fail("taken again"))
+        assert scores.shown(replace(state, position=(0, 4, 0), window=(0.1, 0.2), zoom=2.0)) == first
+    assert scores.shown(replace(state, position=(3, 5, 5))) != first
+    assert scores.shown(replace(state, slab=3)) != first
+    assert scores.shown(replace(state, axis=0)) != first
+
+
 def test_without_a_reference_there_are_no_scores() -> None:
     scene = Scene({"a": volume()})
     scores = Scores(scene)

@@ -167,7 +167,7 @@ function makePanel(store, setup, axis, column) {
     const [rows, columns] = [0, 1, 2].filter((a) => a !== axis);
     const y = ((view.position[rows] - top + 0.5) / (bottom - top)) * h;
     const x = ((view.position[columns] - left + 0.5) / (right - left)) * w;
-    const gap = 6 * scale;
+    const gap = 10 * scale;
     context.strokeStyle = CROSSHAIR;
     context.lineWidth = scale;
     context.beginPath();
@@ -182,15 +182,16 @@ function makePanel(store, setup, axis, column) {
     const edge = 3 * scale;
     context.font = `${11 * scale}px sans-serif`;
     context.fillStyle = "#fff";
-    context.shadowColor = "#000";
-    context.shadowBlur = 3 * scale;
+    context.strokeStyle = "#000";
+    context.lineWidth = 3 * scale;
+    context.lineJoin = "round";
     const places = [[above, w / 2, edge, "center", "top"], [below, w / 2, h - edge, "center", "bottom"],
       [before, edge, h / 2, "left", "middle"], [after, w - edge, h / 2, "right", "middle"]];
     for (const [text, x, y, align, baseline] of places) {
       Object.assign(context, { textAlign: align, textBaseline: baseline });
+      context.strokeText(text, x, y);
       context.fillText(text, x, y);
     }
-    context.shadowBlur = 0;
   }
 
   return { canvas, paint, axis, column };

@@ -190,7 +190,8 @@ def _hdf5(file: h5py.File, path: Path) -> dict[str, Stored]:
 def _read_hdf5(dataset: h5py.Dataset, path: Path, *, transposed: bool) -> NDArray[Any]:
     values = read_dataset(dataset, printable(dataset.name).lstrip("/"), path)
     if values.dtype.names:
-        real, imag = sorted(values.dtype.names, reverse=True)  # real before imag, r before i
-        values = values[real] + 1j * values[imag]
+        real, imag = (values[part] for part in sorted(values.dtype.names, reverse=True))  # r before i
+        values = np.empty(real.shape, np.result_type(real, np.complex64))
+        values.real, values.imag = real, imag
     values = values.astype(values.dtype.newbyteorder("="))
     return values.T if transposed else values

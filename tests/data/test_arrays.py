@@ -226,6 +226,18 @@ def test_a_matlab_file_that_lies_is_refused(raw, tmp_path):
             load_arrays(tmp_path / "a.mat", SPOKES, voxel_size=VOXEL)
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_number_that_is_not_finite_is_counted_in_a_matlab_7_3_file(raw, tmp_path, value):
+    arrays = matlab_arrays(raw)
+    arrays["ksp"] = arrays["ksp"].copy()
+    arrays["ksp"][3, 2, 1] = complex(0, value)
+    write_mat73(tmp_path / "a.mat", arrays)
+    with pytest.raises(
+        ScanFileError, match=r"kspace has 1 values that are NaN or infinite, the first at index \(1, 59\)"
+    ):
+        load_arrays(tmp_path / "a.mat", MATLAB, voxel_size=VOXEL)
+
+
 @pytest.mark.parametrize("kind", ["external", "link", "virtual"])
 def test_hdf5_that_points_to_another_file_is_refused(raw, tmp_path, kind):
     with h5py.File(tmp_path / "other.h5", "w") as file:

@@ -1,5 +1,6 @@
 """The stages in which the shipped weights are trained: how a model grows between them, and the scans it then sees."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 @pytest.fixture
 def tools(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    import train_shipped
-    import training_scans
-
-    return train_shipped, training_scans
+    return import_module("train_shipped"), import_module("training_scans")
 
 
 def trained_model(**options):

@@ -1,6 +1,5 @@
 """The stages in which the shipped weights are trained: how a model grows between them, and the scans it then sees."""
 
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,11 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture
-def tools(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return import_module("train_shipped"), import_module("training_scans")
+def train_shipped(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))  # they import each other by name
+    from tools import train_shipped
+
+    return train_shipped
 
 
 def trained_model(**options):
@@ -27,8 +28,7 @@ def trained_model(**options):
 
 
 @pytest.mark.parametrize("sees_gradient", [False, True])
-def test_a_grown_model_gives_the_same_images_and_its_new_channels_learn(tools, sees_gradient):
-    train_shipped, _ = tools
+def test_a_grown_model_gives_the_same_images_and_its_new_channels_learn(train_shipped, sees_gradient):
     model = trained_model(sees_gradient=sees_gradient)
     larger = train_shipped.grown(model, train_shipped.Stage(range(0), 1, sees_gradient=True, n_channels=9))
     assert larger.regularizers[0].n_channels == 9
@@ -43,15 +43,13 @@ def test_a_grown_model_gives_the_same_images_and_its_new_channels_learn(tools, s
         assert last.weight.grad[:, 6:].any()
 
 
-def test_a_model_that_is_large_enough_stays_as_it_is(tools):
-    train_shipped, _ = tools
+def test_a_model_that_is_large_enough_stays_as_it_is(train_shipped):
     model = trained_model()
     assert train_shipped.grown(model, train_shipped.Stage(range(0), 1, n_channels=6)) is model
 
 
-def test_a_clean_scan_is_drawn_from_its_seed_alone(tools):
-    _, training_scans = tools
-    first, again, other = (training_scans.make_clean_scan(seed) for seed in (7003, 7003, 7004))
+def test_a_clean_scan_is_drawn_from_its_seed_alone(train_shipped):
+    first, again, other = (train_shipped.make_clean_scan(seed) for seed in (7003, 7003, 7004))
     assert torch.equal(first.kspace, again.kspace)
     assert first.kspace.shape != other.kspace.shape or not torch.equal(first.kspace, other.kspace)
     assert 1 <= len(first.maps) <= 8

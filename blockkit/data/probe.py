@@ -30,6 +30,8 @@ def why_not_stored(dataset: h5py.Dataset, file_size: int) -> str | None:
         return "is empty, expected an array"
     if dataset.external or dataset.is_virtual:
         return "lies in another file, expected it in this one: copy it there"
+    if not is_sound(dataset.id.get_type()):
+        return "has numbers of a type that no computer writes: it is damaged"
     promised = math.prod(dataset.shape) * dataset.dtype.itemsize
     stored = dataset.id.get_storage_size()
     if stored > file_size:
@@ -45,11 +47,33 @@ def why_not_stored(dataset: h5py.Dataset, file_size: int) -> str | None:
     return None
 
 
+def is_sound(kind: Any) -> bool:
+    """Return whether an HDF5 type is one that can be converted: the library writes past its memory for some others.
+
+    Members of a compound must lie side by side within it, and numbers be those of a processor.
+    """
+    if isinstance(kind, h5py.h5t.TypeCompoundID):
+        members = [(kind.get_member_offset(i), kind.get_member_type(i)) for i in range(kind.get_nmembers())]
+        end = 0
+        for offset, member in sorted(members, key=lambda pair: int(pair[0])):
+            if offset < end or not is_sound(member):
+                return False
+            end = offset + member.get_size()
+        return bool(end <= kind.get_size())
+    if isinstance(kind, h5py.h5t.TypeVlenID | h5py.h5t.TypeArrayID):
+        return is_sound(kind.get_super())
+    if isinstance(kind, h5py.h5t.TypeFloatID | h5py.h5t.TypeIntegerID):
+        return bool(kind.equal(h5py.h5t.py_create(kind.dtype)))
+    return True
+
+
 def read_attribute(member: h5py.Group | h5py.Dataset, name: str) -> Any:
-    """Return an attribute, or None if there is none or if it is absurdly large."""
+    """Return an attribute, or None if there is none, or if its size or type is absurd."""
     if name not in member.attrs:
         return None
     attribute = member.attrs.get_id(name)
+    if not is_sound(attribute.get_type()):
+        return None
     if attribute.get_space().get_simple_extent_npoints() * attribute.get_type().get_size() > _FEW:
         return None
     return member.attrs[name]

@@ -3,14 +3,12 @@
 import gzip
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from raw_scans import MATLAB, SPOKES, VOXEL, make_raw, matlab_arrays, mutate, write_mat73
 from scipy.io import savemat
 
-from blockkit.data import hdf5
 from blockkit.data.arrays import load_arrays
 from blockkit.data.cfl import load_cfl, save_cfl
 from blockkit.data.files import ScanFileError
@@ -105,13 +103,11 @@ def check_format(name, folder, seeds):
             check_read(path, lambda path: read_arrays(SPOKES)(path.parent))
 
 
-@pytest.mark.skipif(not any(Path("/").glob("lib*/**/libc_malloc_debug.so.0")), reason="needs glibc's check of the heap")
 def test_a_file_that_makes_the_library_write_past_its_memory_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "hdf5.mat"
     write_mat73(path, matlab_arrays(RAW))
-    assert hdf5._prober.ask(path, True) is None
     path.write_bytes(mutate(path.read_bytes(), 2356))
-    assert "crashes the HDF5 library" in hdf5._prober.ask(path, True)
+    assert "n has numbers of a type that no computer writes" in error_of(path, FORMATS["hdf5.mat"][1])
 
 
 @pytest.mark.usefixtures("little_memory")

@@ -110,3 +110,21 @@ def test_a_link_to_another_file_is_not_followed(good):
             "/group/packed",
             "/numbers",
         ]
+
+
+def test_a_type_that_no_computer_writes_is_refused(tmp_path):
+    odd = h5py.h5t.IEEE_F32LE.copy()
+    odd.set_fields(31, 20, 11, 0, 20)
+    pair, odd_pair = (h5py.h5t.create(h5py.h5t.COMPOUND, 12) for _ in range(2))
+    for compound, number in ((pair, h5py.h5t.IEEE_F32LE), (odd_pair, odd)):
+        compound.insert(b"real", 0, number)
+        compound.insert(b"imag", 4, h5py.h5t.IEEE_F64BE)
+    kinds = {"odd": odd, "odd_pair": odd_pair, "pair": pair, "big": h5py.h5t.IEEE_F64BE, "whole": h5py.h5t.STD_I16BE}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, kind in kinds.items():
+            h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple((2,)))
+    with h5py.File(tmp_path / "a.h5") as file:
+        sound = {name: probe.is_sound(file[name].id.get_type()) for name in kinds}
+        assert sound == {"odd": False, "odd_pair": False, "pair": True, "big": True, "whole": True}
+        with pytest.raises(ScanFileError, match="odd_pair has numbers of a type that no computer writes"):
+            read_dataset(file["odd_pair"], "odd_pair", tmp_path / "a.h5")

@@ -42,7 +42,8 @@ def make_volumes() -> dict[str, np.ndarray]:
     """Return MBDL, CS, reference (complex64) and an error map (float32): smooth shapes with noise."""
     rng = np.random.default_rng(0)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij")
-    reference = (np.hypot(np.hypot(z, y), x) < 0.8) * np.exp(1j * (x + y)).astype(np.complex64)
+    texture = 0.7 + 0.3 * np.sin(9 * x + 8 * y + 7 * z)  # no two slices are the same
+    reference = (np.hypot(np.hypot(z, y), x) < 0.8) * texture * np.exp(1j * (x + y)).astype(np.complex64)
     noise = 0.05 * rng.standard_normal(SHAPE, dtype=np.float32)
     volumes = {"MBDL": reference + noise, "CS": reference - 0.5j * noise, "reference": reference}
     return {**volumes, "error of MBDL": np.abs(noise)}

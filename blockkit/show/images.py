@@ -16,9 +16,11 @@ from blockkit.show.view import View
 
 FIELDS = ("part", "slab", "zoom", "profile", "partner", "blinking", "column")
 WIDEST = "clamp(180px, 32vh, 420px)"  # of a column; it shrinks where the page is narrow
-PIXEL_CLASS = "blockkit-voxels"
+PIXEL_CLASS, SQUARE_CLASS = "blockkit-voxels", "blockkit-squares"
+MOST_SQUARES = 200  # along an axis; more are smoothed, as there may be no room for each
 STYLE = f"""<style>
-.{PIXEL_CLASS} {{ image-rendering: pixelated; object-fit: fill; justify-self: center; }}
+.{PIXEL_CLASS} {{ object-fit: fill; justify-self: center; }}
+.{SQUARE_CLASS} {{ image-rendering: pixelated; }}
 .blockkit-text {{ text-align: center; line-height: 1.4; color: var(--jp-ui-font-color1, inherit); }}
 .blockkit-text table {{ margin: 0 auto; font-size: 12px; }}
 .blockkit-text :is(td, th) {{ padding: 0 5px; font-weight: normal; text-align: right; white-space: nowrap; }}
@@ -159,8 +161,9 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
         setup = self._view.setup()
         share = 100 * setup["sizes"][axis][1] / setup["widest"]
         picture = widgets.Image(format="png", layout=widgets.Layout(width=f"{share:.2f}%", height="auto"))
-        for name in (PIXEL_CLASS, _ratio_class(setup["sizes"][axis])):
-            picture.add_class(name)
+        picture.add_class(PIXEL_CLASS).add_class(_ratio_class(setup["sizes"][axis]))
+        if max(self._view.state.shape) <= MOST_SQUARES:
+            picture.add_class(SQUARE_CLASS)
         return picture
 
     def _row(self, cells: list[Any]) -> Any:

@@ -33,13 +33,16 @@ def quantize(plane: NDArray[Any], window: tuple[float, float]) -> Bytes:
         lies above it white, the rest black.
     """
     low, high = window
-    lost = np.isnan(plane)
     if high > low:
-        level = np.clip((plane - low) * ((N_LEVELS - 1) / (high - low)), 0, N_LEVELS - 1) + 0.5
+        level = plane - np.float64(low)
+        level *= (N_LEVELS - 1) / (high - low)
+        np.clip(level, 0, N_LEVELS - 1, out=level)
+        level += 0.5
     else:
-        level = np.where(plane > low, N_LEVELS - 1, 0)
+        level = np.where(plane > low, float(N_LEVELS - 1), 0.0)
+    lost = np.isnan(plane)
     if lost.any():
-        level = np.where(lost, LOST, level)
+        level[lost] = LOST
     return level.astype(np.uint8)
 
 

@@ -162,7 +162,7 @@ function makePanel(store, setup, axis, column) {
     if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
     const [top, bottom, left, right] = view.boxes[axis];
     const context = canvas.getContext("2d");
-    context.imageSmoothingEnabled = false;
+    context.imageSmoothingEnabled = w < right - left; // voxels stay squares, unless there is no room for each
     context.drawImage(picture, left, top, right - left, bottom - top, 0, 0, w, h);
     const [rows, columns] = [0, 1, 2].filter((a) => a !== axis);
     const y = ((view.position[rows] - top + 0.5) / (bottom - top)) * h;

@@ -5,8 +5,7 @@ with the most bytes is the peak. With :math:`I` the bytes of an image and :math:
 has five images that stay or come at once, and two more an unroll; on top of that come either the activations of one
 batch of windows, in backward of the last unroll's regularizer, or the coil under way, in backward of its data
 consistency. Naive backprop has the activations of all unrolls in place of the windows. What the regularizer takes for a
-voxel says :mod:`~blockkit.mbdl.network_bytes`. Tests hold the sums to within 3 % of the trace, and to 8 % in small
-volumes for networks that see the gradient.
+voxel says :mod:`~blockkit.mbdl.network_bytes`. Tests hold the sums to within 3 % of the trace.
 """
 
 from math import prod
@@ -111,10 +110,8 @@ class _Sizes:
         _, ny, nx = shape
         rows = min(ny, slab_rows(pz * nx, "cpu")) * pz * nx
         planes = min(pz, slab_rows(py * px, "cpu")) * py * px
-        n_at_once = min(self.case.coils_at_once, self.case.n_coils)
-        last = planes if n_at_once > 1 else 0  # of the coil before
-        coils = n_at_once * self.image
-        grid = c * (pz * ny * nx + last + 2 * max(rows, planes))
+        coils = min(self.case.coils_at_once, self.case.n_coils) * self.image
+        grid = c * (pz * ny * nx + 2 * max(rows, planes))
         return (coils if self.case.interpolated_maps else 0) + max(2 * coils + grid, 3 * coils)
 
 
@@ -158,20 +155,23 @@ def _of_training(sizes: _Sizes, n: int, *, recompute: bool, away: bool) -> list[
             _moment(in_backward + backward, graphs + graph),
         ]
     else:
-        backward = result + gradients + sizes.voxels * network.backward
+        backward = result + (gradients if recompute else 0) + sizes.voxels * network.backward
         graphs = 0.0 if recompute else (n - 1) * sizes.n_batches * (graph + result)
         alive = 1 if recompute else sizes.n_batches
         forward = sizes.many * result + sizes.voxels * network.plain
         if not recompute:
             forward = graphs + (alive - 1) * (graph + result) + sizes.voxels * network.forward + network.casts
-        again = sizes.many * network.weights
+        again = sizes.many * network.weights if recompute else 0  # else the first batch of backward is the peak
         moments = [
             _moment(in_forward, forward),
             _moment(in_backward + sizes.channels, graphs + alive * (graph + result) + backward, again),
         ]
-    under_way = (6 if sees else 2) * image  # gradient and result; more, if the regularizer sees the gradient
-    consistency = loss + (image if away else before) + under_way
-    return [*moments, _moment(consistency, graphs, coil=sizes.coil()), _moment(image, 0, 3 * network.weights)]
+    moments.append(_moment(2 * image + before + (3 if sees else 1) * image, graphs, coil=sizes.coil()))
+    if not (sees and n == 1):  # the start needs no gradient
+        under_way = (6 if sees else 2) * image  # gradient and result; more, if the regularizer sees the gradient
+        back = (0 if sees else image) if away else before
+        moments.append(_moment(loss + back + under_way, graphs, coil=sizes.coil()))
+    return [*moments, _moment(image, 0, 3 * network.weights)]
 
 
 def _of_reconstruction(sizes: _Sizes, n: int) -> list[Parts]:

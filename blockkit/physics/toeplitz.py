@@ -93,6 +93,7 @@ class Toeplitz(LinearOperator):
                 spectrum = torch.fft.fft2(work[planes], s=(py, px))
                 spectrum *= self.kernel[planes].to(x.dtype.to_real())
                 work[planes] = torch.fft.ifft2(spectrum)[:, :ny, :nx]
+                del spectrum  # or it would be there beside the next
             for rows in _slabs(ny, pz * nx, work.device, fake):
                 out[:, rows] = torch.fft.ifft(work[:, rows], dim=0)[:nz]
         return result

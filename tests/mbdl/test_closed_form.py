@@ -16,7 +16,7 @@ from blockkit.mbdl.network_bytes import PRECISIONS, computing_in, network_bytes,
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
-WITHIN, WITHIN_GRADIENT = 0.03, 0.08  # of networks that see the gradient, in small volumes
+WITHIN = 0.03
 
 
 class SmallUNet(nn.Module):
@@ -62,6 +62,8 @@ SETTINGS = {
     "U-Net": ("U-Net", replace(SMALL, image_shape=(39, 28, 35)), BLOCK),
     "U-Net, naive": ("U-Net", SMALL, {}),
     "sees gradient": ("sees gradient", SMALL, BLOCK),
+    "sees gradient, disk": ("sees gradient", SMALL, {**BLOCK, "offload": "disk"}),
+    "sees gradient, one unroll": ("sees gradient", SMALL, {"n_unrolls": 1}),
     "sees gradient, naive": ("sees gradient", SMALL, {}),
     "strided": ("strided", replace(SMALL, image_shape=(41, 28, 33)), BLOCK),
     "the paper's size": ("deep", Case((300, 200, 300), 8, 9_000_000), {"block_shape": (100, 100, 100)}),
@@ -105,12 +107,11 @@ def grid(n):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", list(grid(80)), ids=str)
-def test_the_sums_are_near_the_trace_on_a_large_grid(setting):
+@pytest.mark.parametrize("setting", list(grid(150)), ids=str)
+def test_the_sums_are_within_three_per_cent_on_a_large_grid(setting):
     of_network, case, options = setting
     said, traced = both(of_network, case, **options)
-    within = WITHIN_GRADIENT if of_network == "sees gradient" else WITHIN
-    assert said.bytes == pytest.approx(traced.bytes, rel=within)
+    assert said.bytes == pytest.approx(traced.bytes, rel=WITHIN)
 
 
 @pytest.mark.parametrize("sizes", [(1, 2), (6, 3), (16, 5)])

@@ -67,6 +67,15 @@ def test_the_prediction_is_the_counted_peak_to_the_byte(of_model, of_case, n_unr
     assert predicted.parts.get("other", 0) < 1000
 
 
+def test_the_prediction_is_the_counted_peak_when_the_padded_grid_takes_several_slabs():
+    case, model = Case((48, 40, 44), 2, 900), UnrolledNetwork(ResidualCNN(3, 2), 2, block_shape=(24, 20, 22))
+    predicted = predict_run(model, case)
+    with measure_peak() as counted:
+        run_from_nothing(model, case)
+    weights = sum(p.nbytes for p in model.parameters())
+    assert abs(predicted.bytes - counted.bytes - weights) <= NUMBERS
+
+
 @pytest.mark.filterwarnings("ignore:.*trajectory")
 @pytest.mark.parametrize("of_model", MODELS)
 def test_the_prediction_is_the_counted_peak_in_half_precision(of_model):

@@ -12,7 +12,7 @@ from common import machine
 import blockkit as bk
 
 CHANGES = {
-    "matrix": ("450 x 300 x 450", "300 x 200 x 300", "400 x 250 x 400"),
+    "matrix": ("450 x 300 x 450", "400 x 250 x 400", "300 x 200 x 300"),
     "coils": (12, 20, 8),
     "samples": (4.5, 18.0, 9.0),
     "unrolls": (10, 3, 6),
@@ -33,6 +33,7 @@ def main() -> None:
     """Print the table."""
     explorer = bk.MemoryExplorer()
     controls = explorer._controls.by_name
+    controls["coils"].value = 7  # the first change finds fonts
     print(machine())
     print("| control | median ms | largest ms |\n| --- | --- | --- |")
     for name, values in CHANGES.items():

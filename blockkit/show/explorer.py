@@ -26,7 +26,7 @@ from blockkit.show.fingerprint import MIME, fingerprint
 from blockkit.show.pixels import encode_png
 from blockkit.show.setting import Setting, by, nearest
 
-DPI = 110
+DPI = 100
 PICTURES = {"parts": (5.2, 3.9), "blocks": (4.3, 3.9), "curve": (5.0, 3.9), "checks": (5.0, 3.9)}
 AREAS = {
     "parts": (0.13, 0.09, 0.53, 0.86),
@@ -90,6 +90,7 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
         self._controls = Controls(self.setting, [*BUDGETS, *_this_machine()])
         self._checks: dict[str, dict[str, float]] = {}
         self._sketched: object = None  # what the sketch shows
+        self._figures: dict[str, Figure] = {}
         self._pictures = {name: _picture(width) for name, (width, _) in PICTURES.items()}
         self._said = widgets.HTML()
         self._trouble = widgets.HTML()
@@ -213,14 +214,18 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
         shown = name != "checks" or bool(self._checks)
         picture.layout.display = None if shown else "none"
         if shown:
-            figure = Figure(figsize=PICTURES[name], dpi=DPI)
-            self._draw(name, figure.add_axes(AREAS[name]))
+            figure = self._figures.get(name)
+            if figure is None or name == "checks":  # whose axes follow what is drawn
+                figure = self._figures[name] = Figure(figsize=PICTURES[name], dpi=DPI)
+                figure.add_axes(AREAS[name])
+            memory_plots.wipe(figure)
+            self._draw(name, *figure.axes)
             canvas = FigureCanvasAgg(figure)
             canvas.draw()  # type: ignore[no-untyped-call]
             pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
             picture.value = encode_png(pixels[..., :3])
 
-    def _draw(self, name: str, ax: Axes) -> None:
+    def _draw(self, name: str, ax: Axes, right: Axes | None = None) -> None:
         setting, network = self.setting, self.setting.network_bytes()
         if name == "parts":
             bars = {"naive": setting.naive().parts, "in blocks": setting.blockwise().parts}
@@ -230,7 +235,7 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
             memory_plots.draw_blocks(ax, shape, setting.block_shape, network.halo, network.stride)
         elif name == "curve":
             marks = {"chosen": setting.block_shape, "best that fits": self._best}
-            memory_plots.draw_curve(ax, self._blocks, self._peaks, self._work, setting.budget, marks)
+            memory_plots.draw_curve(ax, self._blocks, self._peaks, self._work, setting.budget, marks, right)
         else:
             memory_plots.draw_checks(ax, self._checks)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 
@@ -101,9 +103,8 @@ def draw_blocks(ax: Axes, image_shape: Shape3, block_shape: Shape3, halo: Shape3
     edges = [[0, *(place.stop for _, _, place in cut)] for cut in cuts]
     for face in _faces([0, 0, 0], list(shape)):
         ax.add_patch(Polygon(face, facecolor="#EAF3FA", edgecolor="#33607F", linewidth=1.1))
-    for axis in range(3):
-        for edge in edges[axis][1:-1]:
-            ax.plot(*_loop(axis, edge, shape).T, color="#56B4E9", linewidth=0.7)
+    lines = [_loop(axis, edge, shape) for axis in range(3) for edge in edges[axis][1:-1]]
+    ax.add_collection(LineCollection(lines, colors="#56B4E9", linewidths=0.7))
     chosen = [cuts[0][-1], cuts[1][-1], cuts[2][len(cuts[2]) // 2]]  # at the top and in front
     window = [c[0] for c in chosen]
     block = [c[2] for c in chosen]
@@ -133,13 +134,14 @@ def draw_curve(
     work: Sequence[float],
     budget: float,
     marks: Mapping[str, Shape3 | None],
+    right: Axes | None = None,
 ) -> None:
     """Draw peak memory and work over the block's size, and mark some blocks.
 
     Parameters
     ----------
     ax
-        Empty axes; the work gets axes of its own at the right.
+        Empty axes.
     blocks
         (z, y, x), any order.
     peaks, work
@@ -148,11 +150,13 @@ def draw_curve(
         In bytes: a line.
     marks
         Names of blocks to mark: the first is drawn as a ring, the others as stars.
+    right
+        Empty axes over ``ax`` for the work. None: made here.
     """
     order = np.argsort([prod(block) for block in blocks])
     sides = np.cbrt([prod(blocks[i]) for i in order])
     gibs, extra = np.array([peaks[i] / GIB for i in order]), np.array([100 * (work[i] - 1) for i in order])
-    right = ax.twinx()
+    right = ax.twinx() if right is None else right
     right.plot(sides, extra, color=PALETTE[4], linewidth=1.6, linestyle="-.")
     ax.plot(sides, gibs, color=PALETTE[0], linewidth=2.0)
     ax.axhline(budget / GIB, color=LIMIT_COLOR, linestyle="--", linewidth=1.4)
@@ -167,12 +171,13 @@ def draw_curve(
         )
         ax.plot([at], [peak], linestyle="none", label=name, zorder=5 - i, **style)
     ax.set_ylim(0, max(1.2 * gibs.max(), 1.2 * budget / GIB if budget / GIB < 2 * gibs.max() else 0))
+    ax.set_xlim(0, 1.03 * sides.max())
     right.set_ylim(0, 1.2 * max(extra.max(), 1.0))
     ax.set_xlabel("side of a cube as large as the block (voxels)", fontsize=SMALL)
     ax.set_ylabel("peak memory (GiB)", fontsize=SMALL + 1, color=PALETTE[0])
     right.set_ylabel("extra work (%)", fontsize=SMALL + 1, color="#A66F00")
-    right.yaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    right.yaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     right.tick_params(labelsize=SMALL - 1)
     right.spines[["top"]].set_visible(False)
     ax.legend(fontsize=SMALL - 1, frameon=False, loc="upper center", ncols=2)
@@ -209,13 +214,23 @@ def draw_checks(ax: Axes, groups: Mapping[str, Mapping[str, float]]) -> None:
     _dress(ax)
 
 
+def wipe(figure: Figure) -> None:
+    """Take away what is drawn and leave the axes with their ticks, which take longest to make."""
+    for ax in figure.axes:
+        legend = ax.get_legend()
+        for bars in list(ax.containers):
+            bars.remove()
+        for artist in (*ax.lines, *ax.patches, *ax.collections, *ax.texts, *([legend] if legend else [])):
+            artist.remove()
+
+
 def gib(n_bytes: float) -> str:
     """Return bytes in GiB with three digits."""
     return f"{n_bytes / GIB:.3g}" if n_bytes < 100 * GIB else f"{n_bytes / GIB:.0f}"
 
 
 def _dress(ax: Axes) -> None:
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_locator(MaxNLocator(4))
     ax.tick_params(labelsize=SMALL)
     ax.tick_params(axis="x", length=0)
     ax.spines[["top", "right"]].set_visible(False)

@@ -114,7 +114,7 @@ def test_the_sums_are_within_three_per_cent_on_a_large_grid(setting):
     assert said.bytes == pytest.approx(traced.bytes, rel=WITHIN)
 
 
-@pytest.mark.parametrize("sizes", [(1, 2), (6, 3), (16, 5)])
+@pytest.mark.parametrize("sizes", [(1, 2), (16, 5)])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_formula_of_a_residual_cnn_is_what_a_trace_finds(sizes, precision):
     formula, traced = residual_cnn_bytes(*sizes, precision), traced_bytes(ResidualCNN(*sizes), precision)

@@ -76,6 +76,20 @@ def test_a_control_changes_its_own_setting_and_no_other(name: str) -> None:
     assert (pictures(made)["blocks"] != drawn["blocks"]) == sketched
 
 
+def test_a_picture_drawn_again_is_the_one_drawn_anew() -> None:
+    made = MemoryExplorer(**SMALL)
+    controls(made)["budget"].value = 8.0
+    for name, value in {"coils": 9, "block": (31, 25, 35), "run": False}.items():
+        controls(made)[name].value = value
+        assert trouble(made) == ""
+    again = MemoryExplorer(**SMALL)
+    again.setting = made.setting
+    again._sketched = None
+    again._figures.clear()
+    again._show()
+    assert pictures(again) == pictures(made)
+
+
 def test_double_precision_is_that_of_the_images_too() -> None:
     made = MemoryExplorer(**SMALL)
     before = made.setting.naive().bytes

@@ -16,7 +16,7 @@ from common import ROOT, machine
 sys.path.insert(0, str(ROOT))
 from tools.lab_browser import chromium, lab_server
 
-N_WARM, N_KEYS, BETWEEN_MS = 2, 30, 50
+N_WARM, N_KEYS, BETWEEN_MS = 2, 30, 400
 LIMITS = {"canvas": 100, "image": 200}
 CELLS = """import sys
 sys.path.insert(0, {folder!r})

@@ -52,9 +52,9 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
     def paint(self) -> None:
         """Draw the panels that the state changed, and its words."""
         self._show_state()
-        view = self._view
-        for column, name in enumerate(shown_names(view.state)):
-            for axis in range(3):
+        view, active = self._view, self._view.state.axis
+        for axis in (active, *(axis for axis in range(3) if axis != active)):
+            for column, name in enumerate(shown_names(view.state)):
                 key = (*view.scene.key(view.state, name, axis), box(view.state, axis), view.state.position)
                 if self._sent.get((column, axis)) != key:
                     table = view.scene.palettes[view.scene.colors(view.state, name)]

@@ -72,14 +72,15 @@ def crop(panel: NDArray[Any], box: Box) -> NDArray[Any]:
 def encode_png(panel: Bytes, table: Bytes | None = None) -> bytes:
     """Return a PNG file of bytes (row, column) with the palette ``table``, uint8 (256, 3), or of RGB (row, column, 3).
 
-    The same bytes give the same file. Fast before small: compressed at the lowest level.
+    The same bytes give the same file. Fast before small: only runs of one byte are sought.
     """
     height, width = panel.shape[:2]
     rows = np.zeros((height, 1 + panel[0].size), dtype=np.uint8)
     rows[:, 1:] = panel.reshape(height, -1)
     colors = b"" if table is None else _chunk(b"PLTE", table.tobytes())
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if table is None else 3, 0, 0, 0)
-    body = zlib.compress(rows.tobytes(), level=1)
+    squeeze = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    body = squeeze.compress(rows.tobytes()) + squeeze.flush()
     parts = (_chunk(b"IHDR", header), colors, _chunk(b"IDAT", body), _chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 

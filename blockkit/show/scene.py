@@ -44,6 +44,7 @@ class Scene:
         self.palettes: dict[str, Bytes] = {kind: palette(colors(kind)(np.linspace(0, 1, N_LEVELS))) for kind in KINDS}
         self._tops = all_brightest(self.volumes)
         self._images: dict[tuple[str, int], tuple[Key, NDArray[Any]]] = {}
+        self._panels: dict[tuple[str, int], tuple[Key, Bytes]] = {}
         self._projections: dict[str, Planes3] = {}
 
     def kind(self, state: ViewState, name: str) -> str:
@@ -104,7 +105,12 @@ class Scene:
 
     def indices(self, state: ViewState, name: str, axis: int) -> Bytes:
         """Return the whole panel without its crosshair, one byte a voxel: see :mod:`blockkit.show.pixels`."""
-        return quantize(self.image(state, name, axis), self.window(state, name))
+        key = self.key(state, name, axis)
+        held = self._panels.get((name, axis))
+        if held is None or held[0] != key:
+            held = key, quantize(self.image(state, name, axis), self.window(state, name))
+            self._panels[name, axis] = held
+        return held[1]
 
     def marked(self, state: ViewState, name: str, axis: int) -> Bytes:
         """Return the visible part of the panel with its crosshair, one byte a voxel."""

@@ -90,6 +90,18 @@ def test_moving_along_one_axis_changes_the_key_of_its_plane_alone() -> None:
     assert [scene.key(state, "a", axis) == scene.key(moved, "a", axis) for axis in range(3)] == [True, True, False]
 
 
+def test_a_panel_is_rendered_again_only_when_its_key_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene({"a": volume()})
+    state = initial(["a"], SHAPE)
+    first = scene.marked(state, "a", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("blockkit.show.scene.quantize", lambda *_: pytest.fail("rendered again"))
+        moved = scene.marked(replace(state, position=(3, 0, 0)), "a", 0)
+    assert (moved != first).any()
+    assert (scene.indices(replace(state, position=(1, 4, 5)), "a", 0) != scene.indices(state, "a", 0)).any()
+    assert (scene.indices(replace(state, window=(0.0, 0.5)), "a", 0) != scene.indices(state, "a", 0)).any()
+
+
 def test_whole_projections_stay_when_the_crosshair_moves() -> None:
     scene = Scene({"a": volume()})
     state = replace(initial(["a"], SHAPE), slab=0)

@@ -5,9 +5,7 @@
 const KEYS = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "PageUp", "PageDown", "Home", "End"];
 const LETTERS = ["+", "=", "-", "b", "m", "p", "r"];
 const CROSSHAIR = "rgba(255, 196, 0, 0.75)";
-const IDLE_MS = 250;
-const GIVE_UP_MS = 10000;
-const NOTCH = 60;
+const IDLE_MS = 250, GIVE_UP_MS = 10000, NOTCH = 60;
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -56,8 +54,7 @@ function makeStore(model) {
   });
 
   const bytes = model.get("palettes");
-  const kinds = model.get("setup").kinds;
-  const tables = Object.fromEntries(kinds.map((kind, k) => {
+  const tables = Object.fromEntries(model.get("setup").kinds.map((kind, k) => {
     const table = new Uint32Array(256);
     for (let i = 0; i < 256; i++) {
       const [r, g, b] = [0, 1, 2].map((c) => bytes.getUint8(768 * k + 3 * i + c));
@@ -67,12 +64,10 @@ function makeStore(model) {
   }));
 
   function picture(panel, buffer) {
-    const levels = new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
     const canvas = element("canvas", { width: panel.columns, height: panel.rows });
-    const image = new ImageData(panel.columns, panel.rows);
-    const pixels = new Uint32Array(image.data.buffer);
+    const image = new ImageData(panel.columns, panel.rows), pixels = new Uint32Array(image.data.buffer);
     const table = tables[panel.colors];
-    for (let i = 0; i < levels.length; i++) pixels[i] = table[levels[i]];
+    for (let i = 0; i < pixels.length; i++) pixels[i] = table[buffer.getUint8(i)];
     canvas.getContext("2d").putImageData(image, 0, 0);
     return canvas;
   }
@@ -168,8 +163,7 @@ function makePanel(store, setup, axis, column) {
     const y = ((view.position[rows] - top + 0.5) / (bottom - top)) * h;
     const x = ((view.position[columns] - left + 0.5) / (right - left)) * w;
     const gap = 10 * scale;
-    context.strokeStyle = CROSSHAIR;
-    context.lineWidth = scale;
+    Object.assign(context, { strokeStyle: CROSSHAIR, lineWidth: scale });
     context.beginPath();
     for (const [x0, y0, x1, y1] of [[0, y, x - gap, y], [x + gap, y, w, y], [x, 0, x, y - gap], [x, y + gap, x, h]]) {
       if (x1 > x0 || y1 > y0) { context.moveTo(x0, y0); context.lineTo(x1, y1); }
@@ -179,12 +173,8 @@ function makePanel(store, setup, axis, column) {
   }
 
   function letters(context, [above, below, before, after], w, h, scale) {
-    const edge = 3 * scale;
-    context.font = `${11 * scale}px sans-serif`;
-    context.fillStyle = "#fff";
-    context.strokeStyle = "#000";
-    context.lineWidth = 3 * scale;
-    context.lineJoin = "round";
+    const edge = 3 * scale, font = `${11 * scale}px sans-serif`;
+    Object.assign(context, { font, fillStyle: "#fff", strokeStyle: "#000", lineWidth: 3 * scale, lineJoin: "round" });
     const places = [[above, w / 2, edge, "center", "top"], [below, w / 2, h - edge, "center", "bottom"],
       [before, edge, h / 2, "left", "middle"], [after, w - edge, h / 2, "right", "middle"]];
     for (const [text, x, y, align, baseline] of places) {
@@ -255,8 +245,7 @@ export default () => {
     initialize({ model }) { store = makeStore(model); },
     render({ model, el }) {
       const setup = model.get("setup");
-      const controls = makeControls(store, setup);
-      const sliders = [0, 1, 2].map((axis) => makeSlider(store, setup, axis));
+      const controls = makeControls(store, setup), sliders = [0, 1, 2].map((axis) => makeSlider(store, setup, axis));
       const columns = setup.names.map((_, column) => column);
       const panels = [0, 1, 2].flatMap((axis) => columns.map((column) => makePanel(store, setup, axis, column)));
       const cells = (className) => columns.map(() => element("div", { className }));
@@ -270,9 +259,8 @@ export default () => {
         grid.append(sliders[axis].node, ...row);
       }
       grid.append(at, ...values, ...tables);
-      const root = element("div", { className: "blockkit-viewer", role: "group", "data-lm-suppress-shortcuts": "true", "aria-label": "slice viewer" },
+      const root = element("div", { className: "blockkit-viewer", role: "group", "data-lm-suppress-shortcuts": "true", "data-frames": 0, "aria-label": "slice viewer" },
         controls.bar, alert, grid, profile);
-      root.dataset.frames = 0;
       el.append(root);
 
       const view = {
@@ -288,10 +276,9 @@ export default () => {
             columns.forEach((column) => { titles[column].textContent = state.titles[column]; });
             profile.innerHTML = state.svg;
             for (const panel of panels) {
-              const { canvas, axis, column } = panel;
-              panel.paint();
-              const fresh = content.panels.some((one) => one.axis === axis && one.volume === state.shown[column]);
-              if (fresh) canvas.dataset.version = Number(canvas.dataset.version || 0) + 1;
+              const { canvas, axis, column, paint } = panel;
+              paint();
+              if (content.panels.some((one) => one.axis === axis && one.volume === state.shown[column])) canvas.dataset.version = Number(canvas.dataset.version || 0) + 1;
               canvas.classList.toggle("blockkit-active", axis === state.axis && column === state.column);
               canvas.setAttribute("aria-label", `${state.titles[column]}, ${state.planes[axis]}`);
             }

@@ -37,21 +37,21 @@ FIRST, MOST = 25, 1600
 PLATEAU_DB = 0.1
 
 
-def kept_scan(seed: int) -> Path:
-    """Return the file of a seed's scan, made if it is not there."""
-    path = KEPT / f"scan_{seed}.h5"
+def kept_scan() -> bk.Scan:
+    """Return the scan, made and kept if it is not there."""
+    path = KEPT / f"scan_{TEST_SEED}.h5"
     if not path.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
         n_spokes = round(np.pi / 2 * max(IMAGE_SHAPE) ** 2 / 8)
-        volume = bk.pulmonary_phantom(FINE_SHAPE, seed=seed)
-        scan = bk.simulate_scan(volume, IMAGE_SHAPE, n_coils=N_COILS, n_spokes=n_spokes, noise=0.02, seed=seed)
+        volume = bk.pulmonary_phantom(FINE_SHAPE, seed=TEST_SEED)
+        scan = bk.simulate_scan(volume, IMAGE_SHAPE, n_coils=N_COILS, n_spokes=n_spokes, noise=0.02, seed=TEST_SEED)
         scan.save(path)
-    return path
+    return bk.load_scan(path)
 
 
-def in_process(seed: int, precision: str) -> dict[str, float]:
+def in_process(precision: str) -> dict[str, float]:
     """Reconstruct by MBDL, once, and return seconds and scores: for a process of its own."""
-    scan, model = bk.load_scan(kept_scan(seed)), bk.pretrained()
+    scan, model = kept_scan(), bk.pretrained()
     half = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
     began = time.perf_counter()
     with torch.no_grad(), half:
@@ -87,10 +87,10 @@ def mbdl(precision: str) -> dict[str, float]:
     return point
 
 
-def baseline_point(baseline: Baseline, seed: int, weight: float, n_iterations: int) -> dict[str, float]:
+def baseline_point(baseline: Baseline, n_iterations: int) -> dict[str, float]:
     """Return the point of a baseline."""
-    scan = bk.load_scan(kept_scan(seed))
-    image, seconds = baseline.timed(scan, weight, n_iterations)
+    scan = kept_scan()
+    image, seconds = baseline.timed(scan, baseline.weight, n_iterations)
     return scores(image, scan, seconds)
 
 
@@ -101,7 +101,7 @@ def curve(baseline: Baseline, most_seconds: float) -> dict[int, dict[str, float]
         return f"{baseline.key}_{TEST_SEED}_{baseline.weight:g}_{n}"
 
     def point(n: int) -> dict[str, float]:
-        return kept(name(n), functools.partial(baseline_point, baseline, TEST_SEED, baseline.weight, n))
+        return kept(name(n), functools.partial(baseline_point, baseline, n))
 
     points, n = {FIRST: point(FIRST)}, FIRST
     while n < MOST and (2 * points[n]["seconds"] <= most_seconds or path_of(name(2 * n)).exists()):
@@ -153,12 +153,11 @@ def compare(name: str, points: dict[int, dict[str, float]], ours: dict[str, dict
 def main() -> None:
     """Measure what is not kept yet, and write the table."""
     if sys.argv[1:2] == ["--in-process"]:
-        print(json.dumps(in_process(TEST_SEED, sys.argv[2])))
+        print(json.dumps(in_process(sys.argv[2])))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--most-seconds", type=float, default=math.inf, help="of one reconstruction")
     most_seconds = parser.parse_args().most_seconds
-    kept_scan(TEST_SEED)
     precisions = ("single", "bfloat16")
     ours = {
         precision: kept(f"mbdl_{weights_name()}_{precision}", functools.partial(mbdl, precision))

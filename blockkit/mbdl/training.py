@@ -112,7 +112,7 @@ def fit(
     if checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
     terms, held_out = _made_ready(model, scans, validation, run, check_memory=check_memory)
-    run.watch = watch or ProgressBar()
+    run.watch = watch or run.watch
     try:
         with interruptible() as interrupt:
             for data_and_target in held_out if run.step == 0 else ():

@@ -176,11 +176,11 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
     def __repr__(self) -> str:
         return f"MemoryExplorer({self.describe()})"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         figure = self.figure()
         picture = print_figure(figure, fmt="png", base64=True)  # type: ignore[no-untyped-call]
         shown = {"text/plain": repr(self), "image/png": picture, MIME: fingerprint(figure)}
-        return {**super()._repr_mimebundle_(**kwargs), **shown}
+        return {**super()._repr_mimebundle_(**kwargs), **shown}, {"image/png": {"alt": self.describe()}}
 
     def _change(self, _change: object = None) -> None:
         before, self.setting = self.setting, self._controls.read(self.setting)

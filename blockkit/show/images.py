@@ -88,10 +88,7 @@ class ImageFace(widgets.VBox):  # type: ignore[misc]
         state = self._view.state
         values = {
             **{AXES[axis]: state.position[axis] for axis in range(3)},
-            **{
-                name: getattr(state, name)
-                for name in ("part", "slab", "zoom", "profile", "partner", "blinking", "column")
-            },
+            **{name: getattr(state, name) for name in FIELDS},
             "window": tuple(round(100 * value) for value in state.window),
             "error_window": tuple(round(100 * value) for value in state.error_window),
         }

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockkit.blockwise.resident import free_bytes
+from blockkit.mbdl.planner import GIB
 from blockkit.mbdl.progress import Progress
 from blockkit.show.fingerprint import MIME, fingerprint
 from blockkit.show.plots import MARKERS, PALETTE
 from blockkit.show.render import check_axis, take_part, take_plane
 
-GIB = 2**30
 SMALL = 9
 SMOOTHED = 20  # steps over which the bold curve is a mean, at most
 

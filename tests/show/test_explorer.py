@@ -264,11 +264,13 @@ def test_measuring_draws_what_a_real_step_takes_beside_the_sums() -> None:
 
 
 def test_a_page_without_a_kernel_gets_the_picture_its_fingerprint_and_words() -> None:
-    bundle = MemoryExplorer(**SMALL)._repr_mimebundle_()
+    explorer = MemoryExplorer(**SMALL)
+    bundle, metadata = explorer._repr_mimebundle_()
+    assert metadata == {"image/png": {"alt": explorer.describe()}}
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     assert bundle["text/plain"].startswith("MemoryExplorer(Naive backprop takes ")
     stored = json.loads(json.dumps(bundle[MIME]))
-    again = MemoryExplorer(**SMALL)._repr_mimebundle_()
+    again, _ = MemoryExplorer(**SMALL)._repr_mimebundle_()
     assert differences(stored, again[MIME]) == []
     assert differences(stored, fingerprint(MemoryExplorer(**{**SMALL, "n_coils": 9}).figure()))
     assert WIDGET_VIEW in bundle

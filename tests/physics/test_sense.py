@@ -82,7 +82,7 @@ def test_more_coils_at_once_take_more_memory():
         with measure_peak() as peak:
             A.normal(x)
         peaks.append(peak.bytes)
-    assert peaks[1] > 1.5 * peaks[0]
+    assert peaks[1] - peaks[0] >= 5 * x.nbytes  # five more coil images at once
 
 
 def cartesian(shape):

@@ -113,6 +113,8 @@ def estimate_maps(
         values = _normalize(images)
     else:
         values = smooth_phase(espirit(center, nodes, kernel_width=5 if min(nodes) > 1 else 6)[0], signal)
+        mean = (values.conj() * images).sum()  # of the image that these maps give: its phase is arbitrary so far
+        values *= torch.where(mean.abs() > 0, mean / mean.abs(), 1)
     maps = InterpolatedMaps(_continue(values, signal), shape)
     return maps if interpolated else _normalize(maps.full())
 
@@ -154,7 +156,7 @@ def grid_center(
             "trajectory kz ky kx, in cycles/FOV?"
         )
     k = trajectory[central]
-    F = NUFFT(k, (z, y, x), tolerance=1e-5)
+    F = NUFFT(k, (z, y, x), tolerance=2e-5)
     weights = density_compensation(k, (z, y, x)).to(kspace.real.dtype)
     normal = F.toeplitz(weights)
     center = []

@@ -236,3 +236,16 @@ def test_a_wrong_argument_is_named(scans):
         estimate_maps(0 * kspace, k, shape)
     with pytest.raises(TypeError, match="Write kspace"):
         estimate_maps(kspace.real, k, shape)
+
+
+def test_the_phase_of_espirit_maps_does_not_depend_on_that_of_the_eigenvectors(monkeypatch):
+    """Another linear algebra library may give every eigenvector another phase."""
+    scan = simulate_scan(pulmonary_phantom((36, 30, 36), seed=3), (24, 20, 24), n_coils=3, n_spokes=120, seed=3)
+    expected = estimate_maps(scan.kspace, scan.trajectory, scan.image_shape)
+
+    def turned(*args, **kwargs):
+        vectors, values = espirit(*args, **kwargs)
+        return -1j * vectors, values
+
+    monkeypatch.setattr("blockkit.physics.calibration.espirit", turned)
+    torch.testing.assert_close(estimate_maps(scan.kspace, scan.trajectory, scan.image_shape), expected)

@@ -12,9 +12,11 @@ from blockkit.blockwise.reach import reach
 from blockkit.classic.compressed_sensing import compressed_sensing, tune_reg_weight
 from blockkit.data.arrays import load_arrays
 from blockkit.data.cfl import load_cfl, save_cfl
+from blockkit.data.folder import ScanFolder
 from blockkit.data.formats import save_nifti
 from blockkit.data.ismrmrd import load_ismrmrd
 from blockkit.data.ismrmrd_write import save_ismrmrd
+from blockkit.data.opening import make_scan, open_scan
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.raw import RawScan
 from blockkit.data.scan import Scan, load_scan, simulate_scan
@@ -51,6 +53,7 @@ __all__ = [
     "RawScan",
     "ResidualCNN",
     "Scan",
+    "ScanFolder",
     "Toeplitz",
     "UnrolledNetwork",
     "adjoint_error",
@@ -69,9 +72,11 @@ __all__ = [
     "load_ismrmrd",
     "load_model",
     "load_scan",
+    "make_scan",
     "measure_peak",
     "mix_coils",
     "nrmse",
+    "open_scan",
     "outer_samples",
     "plan",
     "predict_peak",

@@ -88,8 +88,8 @@ def load_ismrmrd(
         header = read_header(group, source)
         table = find_acquisitions(group, source)
         heads = read_heads(table)
-        imaging = _choose(heads, select or {})
-        _check_promises(heads, source)
+        imaging = choose_readouts(heads, select or {})
+        check_promises(heads, source)
         shape = header.recon.matrix if image_shape is None else as_volume(image_shape)
         n_coils = int(heads["active_channels"][imaging[0]])
         kspace, points = _read_readouts(table, heads, imaging, n_coils, want_points=trajectory is None)
@@ -97,7 +97,7 @@ def load_ismrmrd(
             k = _from_file(points, columns.split(), header, shape, unit)
         else:
             k = _from_caller(trajectory, kspace.shape[1], shape, unit)
-        lengths = _kept(heads)[imaging]
+        lengths = n_kept(heads)[imaging]
         z, y, x = (fov / n for fov, n in zip(header.recon.fov, shape, strict=True))
         return RawScan(
             torch.from_numpy(kspace),
@@ -163,7 +163,7 @@ def is_imaging(heads: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(~has_flag(heads["flags"], NOISE, *NOT_IMAGING))
 
 
-def _choose(heads: NDArray[Any], select: Mapping[str, int | Sequence[int]]) -> NDArray[np.intp]:
+def choose_readouts(heads: NDArray[Any], select: Mapping[str, int | Sequence[int]]) -> NDArray[np.intp]:
     """Return the numbers of the imaging acquisitions that are selected, or raise where that is no one image."""
     counters = heads["idx"]
     names = [name for name in counters.dtype.names or () if name != "user"]
@@ -190,18 +190,18 @@ def _choose(heads: NDArray[Any], select: Mapping[str, int | Sequence[int]]) -> N
         found = np.unique(heads[name][numbers]).tolist()
         if len(found) > 1:
             raise ValueError(f"the acquisitions differ in {name}, which has the values {found[:8]}.")
-    if not heads["active_channels"][numbers[0]] or (_kept(heads)[numbers] < 1).any():
+    if not heads["active_channels"][numbers[0]] or (n_kept(heads)[numbers] < 1).any():
         raise ValueError("an acquisition has no samples: see number_of_samples, discard_pre and active_channels.")
     return numbers
 
 
-def _kept(heads: NDArray[Any]) -> NDArray[np.int64]:
+def n_kept(heads: NDArray[Any]) -> NDArray[np.int64]:
     """Return how many samples of each acquisition are kept."""
     n, pre, post = (heads[name].astype(np.int64) for name in ("number_of_samples", "discard_pre", "discard_post"))
     return np.asarray(n - pre - post)
 
 
-def _check_promises(heads: NDArray[Any], path: Path) -> None:
+def check_promises(heads: NDArray[Any], path: Path) -> None:
     """Raise if the heads promise more numbers than the file has bytes for."""
     n = heads["number_of_samples"].astype(np.int64)
     numbers = int((n * (2 * heads["active_channels"].astype(np.int64) + heads["trajectory_dimensions"])).sum())
@@ -228,7 +228,7 @@ def _read_readouts(
     table: h5py.Dataset, heads: NDArray[Any], wanted: NDArray[np.intp], n_coils: int, *, want_points: bool
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Return the samples (coil, sample) and the trajectory (sample, column) of the wanted acquisitions."""
-    kept = _kept(heads)
+    kept = n_kept(heads)
     n_columns = int(heads["trajectory_dimensions"][wanted[0]]) if want_points else 0
     if want_points and n_columns < 2:
         raise ValueError(
@@ -252,7 +252,7 @@ def _read_readouts(
 
 
 def _read_noise(table: h5py.Dataset, heads: NDArray[Any], n_coils: int) -> Tensor | None:
-    noisy = has_flag(heads["flags"], NOISE) & (heads["active_channels"] == n_coils) & (_kept(heads) > 0)
+    noisy = has_flag(heads["flags"], NOISE) & (heads["active_channels"] == n_coils) & (n_kept(heads) > 0)
     wanted = np.flatnonzero(noisy)
     if not wanted.size:
         return None

@@ -66,27 +66,8 @@ class Scan:
                 check_tensor(value, name)
                 _check_dtype(value, name)
                 check_finite(value, name)
-        self._check_shapes()
+        check_shapes(self.kspace, self.trajectory, self.maps, self.reference)
         object.__setattr__(self, "voxel_size", check_voxel_size(self.voxel_size))
-
-    def _check_shapes(self) -> None:
-        kspace, trajectory, maps = tuple(self.kspace.shape), tuple(self.trajectory.shape), tuple(self.maps.shape)
-        if len(kspace) != 2:
-            raise ValueError(f"kspace has shape {kspace}, expected (coil, sample). For one coil, pass kspace[None].")
-        if len(trajectory) != 2 or trajectory[1] != 3:
-            raise ValueError(f"trajectory has shape {trajectory}, expected (sample, 3), columns kz ky kx.")
-        if len(maps) != 4:
-            raise ValueError(f"maps has shape {maps}, expected (coil, z, y, x). For one coil, pass maps[None].")
-        if kspace[1] != trajectory[0]:
-            raise ValueError(
-                f"kspace has {kspace[1]} samples, and trajectory {trajectory[0]}: expected the same number."
-            )
-        if kspace[0] != maps[0]:
-            raise ValueError(f"kspace has {kspace[0]} coils, and maps {maps[0]}: expected the same number.")
-        if min(kspace) < 1 or min(maps) < 1:
-            raise ValueError(f"kspace has shape {kspace} and maps {maps}: expected at least one along each axis.")
-        if self.reference is not None:
-            check_image(self.reference, self.image_shape, "reference")
 
     @property
     def image_shape(self) -> Shape3:
@@ -110,6 +91,25 @@ class Scan:
             f"Scan(image_shape={self.image_shape}, n_coils={self.n_coils}, n_samples={self.kspace.shape[1]}, "
             f"reference={'yes' if self.reference is not None else 'no'})"
         )
+
+
+def check_shapes(kspace: Tensor, trajectory: Tensor, maps: Tensor, reference: Tensor | None = None) -> None:
+    """Raise unless the arrays of a scan fit each other; values are not looked at, so tensors without memory will do."""
+    sizes, points, coils = tuple(kspace.shape), tuple(trajectory.shape), tuple(maps.shape)
+    if len(sizes) != 2:
+        raise ValueError(f"kspace has shape {sizes}, expected (coil, sample). For one coil, pass kspace[None].")
+    if len(points) != 2 or points[1] != 3:
+        raise ValueError(f"trajectory has shape {points}, expected (sample, 3), columns kz ky kx.")
+    if len(coils) != 4:
+        raise ValueError(f"maps has shape {coils}, expected (coil, z, y, x). For one coil, pass maps[None].")
+    if sizes[1] != points[0]:
+        raise ValueError(f"kspace has {sizes[1]} samples, and trajectory {points[0]}: expected the same number.")
+    if sizes[0] != coils[0]:
+        raise ValueError(f"kspace has {sizes[0]} coils, and maps {coils[0]}: expected the same number.")
+    if min(sizes) < 1 or min(coils) < 1:
+        raise ValueError(f"kspace has shape {sizes} and maps {coils}: expected at least one along each axis.")
+    if reference is not None:
+        check_image(reference, coils[1:], "reference")
 
 
 def load_scan(path: str | os.PathLike[str]) -> Scan:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from blockkit.data.folder import ScanFolder
 from blockkit.data.scan import Scan
 from blockkit.mbdl.data_consistency import DataTerm, prepare
 from blockkit.mbdl.held_out import HeldOut
@@ -51,7 +52,7 @@ class PreparedScans(Sequence[Prepared]):
         scan = self.scans[i]
         if not isinstance(scan, Scan):
             raise TypeError(f"{self.name}[{i}] is a {type(scan).__name__}, expected a blockkit.Scan: load_scan(path).")
-        self.look_at(scan, f"{self.name}[{i}]")
+        self.look_at(scan, self.called(i))
         if self.check is not None and scan.maps.numel() > self.checked:  # larger than any before
             self.check(scan)
             self.checked = scan.maps.numel()
@@ -60,6 +61,11 @@ class PreparedScans(Sequence[Prepared]):
             self.kept[key] = made
             self.n_bytes += size
         return made
+
+    def called(self, i: int) -> str:
+        """Return what messages call scan ``i``: with its file, where it has one."""
+        file = f" ('{self.scans.paths[i]}')" if isinstance(self.scans, ScanFolder) else ""
+        return f"{self.name}[{i}]{file}"
 
     def variant(self, i: int, epoch: int) -> int:
         """Return which of the ways to make scan ``i`` ready is that of a pass: here there is one."""
@@ -77,7 +83,7 @@ class PreparedScans(Sequence[Prepared]):
     def make(self, scan: Scan, i: int, variant: int) -> tuple[Prepared, int]:
         """Return the data term and the target of a scan, and the bytes that they take."""
         if scan.reference is None:
-            raise ValueError(f"{self.name}[{i}] has no reference.")
+            raise ValueError(f"{self.called(i)} has no reference.")
         data = self.data_of(scan)
         size = scan.maps.nbytes + 8 * scan.reference.nbytes + 2 * scan.trajectory.nbytes
         return (data, scan.reference.to(self.device)), size

@@ -166,7 +166,7 @@ class SplitScans(PreparedScans):
 
     def make(self, scan: Scan, i: int, variant: int) -> tuple[Prepared, int]:
         """Return the data term of three quarters, the fourth, and the bytes that they take."""
-        name = f"{self.name}[{i}]"
+        name = self.called(i)
         inside = folds(scan, self.seed * 1_000_003 + i, name) == variant
         rest, held_out = _part(scan, ~inside), _part(scan, inside)
         if not held_out.kspace.any():

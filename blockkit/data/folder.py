@@ -11,11 +11,10 @@ from typing import overload
 from blockkit.checks import check_count, check_number
 from blockkit.data.files import ScanFileError
 from blockkit.data.folder_report import FolderReport, check_files
-from blockkit.data.opening import Opener, open_scan
+from blockkit.data.opening import HDF5_SUFFIXES, Opener, open_scan
 from blockkit.data.raw import named_in_errors
 from blockkit.data.scan import Scan
 
-SUFFIXES = (".h5", ".hdf5", ".mrd", ".ismrmrd")
 GIB = 2**30
 
 
@@ -183,9 +182,9 @@ def _find(path: Path, pattern: str | None) -> tuple[Path, ...]:
     found = [file for file in path.glob("**/*" if pattern is None else pattern) if file.is_file()]
     found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if pattern is None:
-        found = [file for file in found if file.suffix.lower() in SUFFIXES]
+        found = [file for file in found if file.suffix.lower() in HDF5_SUFFIXES]
     if not found:
-        wanted = f"matches {pattern!r}" if pattern is not None else f"ends in one of {', '.join(SUFFIXES)}"
+        wanted = f"matches {pattern!r}" if pattern is not None else f"ends in one of {', '.join(HDF5_SUFFIXES)}"
         raise FileNotFoundError(f"No file in '{path}' {wanted}. Give a pattern, such as '**/*.mat'.")
     return tuple(sorted(found, key=lambda file: file.relative_to(path).as_posix()))
 

@@ -68,10 +68,14 @@ class FolderReport:
     def require(self) -> "ScanFolder":
         """Return the folder, or raise ScanFileError with every bad file and what is wrong with it."""
         if self.bad:
-            lines = [f"  {self._name(file)}: {file.problem}" for file in self.bad]
             head = f"{len(self.bad)} of {len(self.files)} files in '{self.folder.path}' cannot be used:"
-            raise ScanFileError("\n".join((head, *lines, "Mend them, or leave them out: folder.check().good.")))
+            tail = "Mend them, or leave them out: folder.check().good; in the shell, --skip-bad."
+            raise ScanFileError("\n".join((head, *map(self.line, self.bad), tail)))
         return self.folder
+
+    def line(self, file: CheckedFile) -> str:
+        """Return a line with a bad file and what is wrong with it."""
+        return f"  {self._name(file)}: {file.problem}"
 
     def __str__(self) -> str:
         """Return a table: a line for each file."""
@@ -110,7 +114,7 @@ def _check(path: Path, load: Opener | None, needs_reference: bool, values: bool 
                 look_through(path)
                 looked = True
         if needs_reference and not head.has_reference:
-            raise ScanFileError('reference is missing: train without, fit(..., target="self"), or leave the file out')
+            raise ScanFileError('reference is missing: leave the file out, or train with target "self", without')
     except (OSError, ValueError, TypeError, MemoryError) as error:
         return CheckedFile(path, _without_path(str(error) or type(error).__name__, path), head, looked)
     return CheckedFile(path, None, head, looked)

@@ -16,6 +16,8 @@ from blockkit.data.scan import Scan, load_scan
 from blockkit.physics.calibration import estimate_maps
 from blockkit.physics.channels import compress_coils, mix_coils, prewhiten
 
+HDF5_SUFFIXES = (".h5", ".hdf5", ".mrd", ".ismrmrd")
+
 Opener = Callable[[Path], Scan]
 
 
@@ -95,6 +97,8 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if path.name.endswith((".nii", ".nii.gz")):
         return "NIfTI"
     if not h5py.is_hdf5(path):
+        if path.suffix.lower() in HDF5_SUFFIXES:
+            raise ScanFileError(f"'{path}' is not an HDF5 file, or has lost its beginning. Copy or save it again.")
         return "arrays"
     with open_hdf5(path, values=False) as file:
         if plain(read_attribute(file, "format")) == FORMAT:

@@ -119,10 +119,21 @@ def plan(
     model = UnrolledNetwork(network, n_unrolls, offload=offload)
     rate = scratch_rate(network, model.step_size.device, training=training) if calibrate else 0.0
     case = Case(shape, coils, samples, training, interpolated_maps, scratch_rate=rate)
+    return plan_run(model, case, budget)
+
+
+def plan_run(model: UnrolledNetwork, case: Case, budget: float) -> Plan:
+    """Do what :func:`plan` does, for a model as it is and a budget in bytes.
+
+    Raises
+    ------
+    ValueError
+        As :func:`plan`.
+    """
     block, peak = largest_block(model, case, budget)
     if peak.bytes > budget:
         raise ValueError(_what_is_missing(peak, block, budget, model, case))
-    return _report(peak, block, network, case, budget)
+    return _report(peak, block, model.regularizers[0], case, budget)
 
 
 def largest_block(model: UnrolledNetwork, case: Case, budget: float) -> tuple[Shape3, Peak]:

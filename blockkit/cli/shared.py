@@ -1,0 +1,85 @@
+"""What several commands share: options, the device, the model, and checks before the work begins."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from blockkit.checks import check_shape3
+from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.mbdl.weights import load_model, pretrained
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+BLOCK_SHAPE = (64, 64, 64)
+ZYX = ("Z", "Y", "X")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def add_command(commands: Commands, name: str, usage: str, summary: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a new command, which takes no abbreviated options."""
+    return commands.add_parser(
+        name, usage=f"blockkit {name} {usage}", help=summary, description=description, allow_abbrev=False
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which model runs, where and how."""
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="mbdl: weights file; without it, the shipped one")
+    parser.add_argument(
+        "--block-shape", type=int, nargs=3, metavar=ZYX, help="mbdl: block in voxels (default 64 64 64)"
+    )
+    add_device_option(parser)
+    parser.add_argument(
+        "--ignore-memory", action="store_true", default=None, help="mbdl: start also what will not fit into memory"
+    )
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add what says where to compute."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=DEVICES,
+        metavar="D",
+        help="auto (default: CUDA, or else the CPU), cpu, cuda",
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device to compute on: a GPU with CUDA if there is one, or else the CPU, saying so for Apple's MPS."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU with CUDA here. Leave the option out to use the CPU.")
+    if name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
+        print("Apple's MPS lacks operations that the NUFFT needs: using the CPU.", file=sys.stderr)
+        return torch.device("cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def find_model(weights: Path | None, block_shape: Sequence[int] | None) -> UnrolledNetwork:
+    """Return the model of a weights file, or the shipped one."""
+    model = pretrained() if weights is None else load_model(weights)
+    model.block_shape = check_shape3(block_shape or BLOCK_SHAPE, "block_shape")
+    return model
+
+
+def check_output(path: Path, suffixes: Sequence[str], *inputs: Path | None) -> None:
+    """Raise unless a file can be written to ``path``, over none of ``inputs``: before the work, not after it."""
+    wanted = " or ".join(suffixes)
+    if not path.name.endswith(tuple(suffixes)) or path.name in suffixes:
+        raise ValueError(f"The output is {path}, expected a name that ends in {wanted}.")
+    if path.is_dir():
+        raise ValueError(f"The output {path} is a folder. Add a file name: -o {path / ('new' + suffixes[-1])}")
+    for source in inputs:
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise ValueError(f"The output {path} is the input {source}, which would be lost. Give -o another name.")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"Nothing can be written into {path.parent}: {error.strerror}.") from error

@@ -115,7 +115,7 @@ def _check(path: Path, load: Opener | None, needs_reference: bool, values: bool 
                 looked = True
         if needs_reference and not head.has_reference:
             raise ScanFileError('reference is missing: leave the file out, or train with target "self", without')
-    except (OSError, ValueError, TypeError, MemoryError) as error:
+    except Exception as error:  # what ``load`` raises is its own affair
         return CheckedFile(path, _without_path(str(error) or type(error).__name__, path), head, looked)
     return CheckedFile(path, None, head, looked)
 

@@ -12,10 +12,12 @@ from scipy.io import savemat
 from blockkit.data.arrays import load_arrays
 from blockkit.data.cfl import load_cfl, save_cfl
 from blockkit.data.files import ScanFileError
+from blockkit.data.folder import ScanFolder
 from blockkit.data.formats import save_nifti
 from blockkit.data.info import describe_file
 from blockkit.data.ismrmrd import load_ismrmrd
 from blockkit.data.ismrmrd_write import save_ismrmrd
+from blockkit.data.opening import open_scan
 from blockkit.data.scan import load_scan
 
 RAW = make_raw(shape=(6, 5, 7), n_spokes=6)
@@ -121,3 +123,26 @@ def test_a_damaged_file_is_one_clear_error_or_is_read(name, tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_two_thousand_damaged_files_are_each_one_clear_error_or_are_read(name, tmp_path):
     check_format(name, tmp_path, range(1000, 3000))
+
+
+def check_of_folder(name, folder, seeds):
+    """The report names every file that cannot be read, and a file that it calls good can be."""
+    make, _ = FORMATS[name]
+    path = folder / name
+    make(path)
+    good = path.read_bytes()
+    n_bad = 0
+    for seed in seeds:
+        path.write_bytes(mutate(good, seed))
+        (file,) = ScanFolder(folder, name).check(values=True).files
+        assert file.problem is None or (file.problem and "\n" not in file.problem)
+        if file.problem is None:
+            open_scan(path)
+        n_bad += file.problem is not None
+    assert 0 < n_bad < len(seeds)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("name", ["scan.h5", "scan.mrd"])
+def test_a_file_that_passes_the_check_of_its_folder_can_be_read(name, tmp_path):
+    check_of_folder(name, tmp_path, range(3000, 3020))

@@ -279,6 +279,8 @@ def test_another_format_is_read_by_a_function_of_ones_own(tmp_path: Path) -> Non
     with pytest.raises(ScanFileError, match=r"ann\.npz.*load gives a NpzFile"):
         wrong[0]
     assert "load gives a NpzFile" in str(wrong.check())
+    (bad,) = ScanFolder(tmp_path, "ann.npz", load=lambda path: np.load(path)["absent"]).check().bad
+    assert "absent" in str(bad.problem)
 
 
 def test_a_format_that_does_not_say_all_is_refused_with_what_to_type(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from blockkit.cli.shared import (
     find_model,
     pick_device,
 )
+from blockkit.data.files import counted
 from blockkit.data.folder import ScanFolder
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.progress import History
@@ -107,7 +108,7 @@ def _good_files(args: argparse.Namespace) -> ScanFolder:
         return report.require()
     if not report.good:
         raise ValueError(f"No file is good.\n{report}")
-    print(f"Left out {len(report.bad)} bad files:", *map(report.line, report.bad), sep="\n", file=sys.stderr)
+    print(f"Left out {counted(len(report.bad), 'bad file')}:", *map(report.line, report.bad), sep="\n", file=sys.stderr)
     return report.good
 
 
@@ -124,15 +125,15 @@ def _first_model(args: argparse.Namespace) -> UnrolledNetwork:
 
 
 def _counts(what: str, folder: ScanFolder) -> str:
-    return f"{len(folder)} scans of {len(set(folder.subjects))} subjects {what}"
+    return f"{counted(len(folder), 'scan')} of {counted(len(set(folder.subjects)), 'subject')} {what}"
 
 
 def _result(history: History, target: str, n_steps: int) -> str:
     done = len(history.losses)
-    steps = f"stopped after {done} of {n_steps} steps" if history.interrupted else f"{done} steps"
+    steps = f"stopped after {done} of {n_steps} steps" if history.interrupted else counted(done, "step")
     few = max(1, done // 10)
     first, last = (sum(part) / few for part in (history.losses[:few], history.losses[-few:]))
-    loss = f"loss {first:.4f} in the first {few}, {last:.4f} in the last" if done else "no loss"
+    loss = f"loss {first:.4f} at first, {last:.4f} at the end" if done else "no loss"
     if not history.validation:
         return f"{steps}, {loss}"
     scores = [score for _, score in history.validation]

@@ -16,6 +16,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split()))
 
 
+def counted(n: int, what: str) -> str:
+    """Return a number of things in words: 1 scan, 2 scans."""
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def check_is_file(path: str | os.PathLike[str], kind: str = "scan file") -> Path:
     """Return ``path`` as a Path if it is a file, or raise FileNotFoundError."""
     path = Path(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import overload
 
 from blockkit.checks import check_count, check_number
-from blockkit.data.files import ScanFileError
+from blockkit.data.files import ScanFileError, counted
 from blockkit.data.folder_report import FolderReport, check_files
 from blockkit.data.opening import HDF5_SUFFIXES, Opener, open_scan
 from blockkit.data.raw import named_in_errors
@@ -172,7 +172,8 @@ class ScanFolder(Sequence[Scan]):
         self._n_bytes = 0
 
     def __repr__(self) -> str:
-        return f"ScanFolder('{self.path}': {len(self)} files of {len(set(self.subjects))} subjects)"
+        sizes = f"{counted(len(self), 'file')} of {counted(len(set(self.subjects)), 'subject')}"
+        return f"ScanFolder('{self.path}': {sizes})"
 
 
 def _find(path: Path, pattern: str | None) -> tuple[Path, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockkit.data.files import ScanFileError, printable
+from blockkit.data.files import ScanFileError, counted, printable
 from blockkit.data.heads import ScanHead, look_through, read_head
 from blockkit.data.opening import Opener
 from blockkit.data.raw import named_in_errors
@@ -68,7 +68,7 @@ class FolderReport:
     def require(self) -> "ScanFolder":
         """Return the folder, or raise ScanFileError with every bad file and what is wrong with it."""
         if self.bad:
-            head = f"{len(self.bad)} of {len(self.files)} files in '{self.folder.path}' cannot be used:"
+            head = f"{len(self.bad)} of {counted(len(self.files), 'file')} in '{self.folder.path}' cannot be used:"
             tail = "Mend them, or leave them out: folder.check().good; in the shell, --skip-bad."
             raise ScanFileError("\n".join((head, *map(self.line, self.bad), tail)))
         return self.folder
@@ -80,7 +80,7 @@ class FolderReport:
     def __str__(self) -> str:
         """Return a table: a line for each file."""
         n_bad = len(self.bad)
-        head = f"{len(self.files)} files of {self.n_subjects} subjects in '{self.folder.path}': "
+        head = f"{counted(len(self.files), 'file')} of {counted(self.n_subjects, 'subject')} in '{self.folder.path}': "
         lines = [head + (f"{n_bad} bad" if n_bad else "all good")]
         width = max(len(self._name(file)) for file in self.files)
         for file in self.files:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from blockkit.checks import Shape3
-from blockkit.data.files import ScanFileError, check_voxel_size
+from blockkit.data.files import ScanFileError, check_voxel_size, counted
 from blockkit.data.formats import find_datasets, read_voxel_size
 from blockkit.data.hdf5 import check_stored, open_hdf5
 from blockkit.data.ismrmrd import (
@@ -60,7 +60,7 @@ class ScanHead:
         """Return it in a few words."""
         sizes = " x ".join(map(str, self.image_shape))
         reference = "with" if self.has_reference else "without"
-        return f"{sizes} voxels, {self.n_coils} coils, {self.n_samples} samples, {reference} reference"
+        return f"{sizes} voxels, {counted(self.n_coils, 'coil')}, {self.n_samples} samples, {reference} reference"
 
 
 def read_head(path: str | os.PathLike[str]) -> ScanHead:

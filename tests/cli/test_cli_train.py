@@ -40,7 +40,7 @@ def test_it_writes_what_fit_trains(
     options += ["--block-shape", "10", "6", "8", "--device", "cpu"]
     assert main(["train", str(folder), "-o", str(output), *options]) == 0
     shown = capsys.readouterr().out
-    assert "2 scans of 2 subjects to train on; 1 scans of 1 subjects to validate" in shown
+    assert "2 scans of 2 subjects to train on; 1 scan of 1 subject to validate" in shown
     assert "4 steps, loss" in shown
     assert ("held-out error" if target == "self" else " dB") in shown
 
@@ -107,7 +107,7 @@ def test_bad_files_are_refused_by_name_or_left_out(
     assert main([*command, "--skip-bad"]) == 0
     shown = capsys.readouterr()
     assert "Left out 2 bad files" in shown.err
-    assert "2 scans of 2 subjects to train on; 1 scans of 1 subjects" in shown.out
+    assert "2 scans of 2 subjects to train on; 1 scan of 1 subject " in shown.out
     assert main([*command, "--skip-bad", "--target", "self", "--pattern", "eve*"]) == 2
     assert "No file is good" in said(capsys)
 

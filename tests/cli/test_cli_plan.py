@@ -21,6 +21,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), [("scan.h5", "train"), ("raw.h5", "recon")])
 def test_it_prints_the_plan_of_the_library_without_reading_the_values(
     name: str, task: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -45,6 +46,11 @@ def test_what_does_not_fit_is_said_with_what_would_help(files: Path, capsys: pyt
     assert "A reconstruction: does not fit" in captured.out
     assert "are missing. What helps:" in captured.out
     assert captured.err == "blockkit: nothing fits into 0.0001 GiB. What would help stands above.\n"
+
+
+@pytest.mark.slow
+def test_one_task_that_fits_is_enough(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(files / "scan.h5"), "--weights", str(files / "weights.safetensors"), "--budget-gib"]
     between = "0.0003"  # GiB: enough to reconstruct, not to train
     assert main([*command, between]) == 0
     shown = capsys.readouterr().out

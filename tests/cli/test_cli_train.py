@@ -31,7 +31,7 @@ def weights(tmp_path: Path) -> Path:
     return make_weights(tmp_path / "start.safetensors")
 
 
-@pytest.mark.parametrize("target", ["reference", "self"])
+@pytest.mark.parametrize("target", ["reference", pytest.param("self", marks=pytest.mark.slow)])
 def test_it_writes_what_fit_trains(
     target: str, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +62,7 @@ def test_a_new_model_has_the_sizes_that_were_asked_for(folder: Path) -> None:
     assert (model.n_unrolls, model.regularizers[0].n_channels, model.shared_weights) == (2, 6, False)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_writes_whole_weights_and_goes_on_from_its_checkpoint(
     folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +147,7 @@ def test_what_does_not_fit_is_one_message_and_nothing_is_written(
     assert weights.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_will_not_fit_into_memory_says_what_to_type_here(
     folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

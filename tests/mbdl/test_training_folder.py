@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("target", ["reference", "self"])
+@pytest.mark.parametrize("target", ["reference", pytest.param("self", marks=pytest.mark.slow)])
 def test_it_takes_the_same_steps_whether_the_scans_are_kept_or_not(folder: Path, target: str) -> None:
     training, validation = ScanFolder(folder, cache_gib=0).split(0.2)
     losses = []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+import torch
 from torch import nn
 
 from blockkit.blockwise.memory import Peak
@@ -21,12 +22,12 @@ LEAST_BLOCK = 16  # voxels on a side: below, a network computes little but halo
 
 @dataclass(frozen=True)
 class Plan:
-    """The largest block that fits, and what a run with it takes.
+    """The largest block that fits, or that of a model, and what a run with it takes.
 
     Attributes
     ----------
     block_shape
-        ``(z, y, x)``, for :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`.
+        ``(z, y, x)``, for :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`; the whole image for a model without blocks.
     n_blocks
         Blocks in each unroll.
     n_bytes
@@ -61,38 +62,44 @@ def plan(
     *,
     n_coils: int,
     n_samples: int,
-    n_unrolls: int,
     network: nn.Module,
     budget_gib: float,
+    n_unrolls: int | None = None,
     training: bool = True,
     offload: str | None = None,
     interpolated_maps: bool = False,
+    coils_at_once: int = 1,
     calibrate: bool = False,
 ) -> Plan:
     """Find the largest block with which a run fits into a budget, and say what the bytes are for.
 
+    A whole model is taken as it is: nothing is sought, and the plan says what a run of it takes.
+
     Counted is everything alive at the peak: the scan, the operator, the model with gradients and the state of
     :func:`~blockkit.mbdl.training.fit`'s optimizer, and all that the step takes. It comes from a trace of the very
-    step, in complex64 and float32, one coil at a time. Not counted: Python and its libraries, the reading of files, and
-    the preparation of the scan (density compensation, bound of L); and, unless ``calibrate``, scratch that kernels take
-    for themselves: then the plan is the same on every machine.
+    step, in the precision of the weights (inside autocast: in that). Not counted: Python and its libraries, the reading
+    of files, and the preparation of the scan (density compensation, bound of L); and, unless ``calibrate``, scratch
+    that kernels take for themselves: then the plan is the same on every machine.
 
     Parameters
     ----------
     image_shape
         ``(z, y, x)``.
-    n_coils, n_samples, n_unrolls
-        Coils, k-space samples of a coil, unrolls.
+    n_coils, n_samples
+        Coils, k-space samples of a coil.
     network
-        Regularizer, shared by all unrolls: takes and gives ``(window, 2, z, y, x)``.
+        Regularizer, shared by all unrolls: takes and gives ``(window, 2, z, y, x)``. Or a whole
+        :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`, with its own unrolls, block, recomputation and offload.
     budget_gib
         GiB (2^30 bytes) that the run may take.
+    n_unrolls, offload
+        As in :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`; not for a whole model, which has them.
     training
         True: a training step. False: a reconstruction.
-    offload
-        As in :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`.
     interpolated_maps
         Whether the maps are :class:`~blockkit.physics.maps.InterpolatedMaps`, one value every 8 voxels.
+    coils_at_once
+        As in :class:`~blockkit.physics.sense.Encoding`.
     calibrate
         Run one batch of small windows here, and count the scratch that it takes, scaled to the windows.
 
@@ -104,8 +111,8 @@ def plan(
     Raises
     ------
     ValueError
-        If no block fits: the message says what is missing, and which option would save how much. If the network
-        cannot be run in exact blocks, or an argument does not fit.
+        If no block fits, or the model does not: the message says what is missing, and which option would save how
+        much. If the network cannot be run in exact blocks, or an argument does not fit.
 
     Examples
     --------
@@ -116,14 +123,19 @@ def plan(
     """
     shape, budget = check_shape3(image_shape), check_number(budget_gib, "budget_gib") * GIB
     coils, samples = check_count(n_coils, "n_coils"), check_count(n_samples, "n_samples")
-    model = UnrolledNetwork(network, n_unrolls, offload=offload)
-    rate = scratch_rate(network, model.step_size.device, training=training) if calibrate else 0.0
-    case = Case(shape, coils, samples, training, interpolated_maps, scratch_rate=rate)
-    return plan_run(model, case, budget)
+    model = _model_of(network, n_unrolls, offload)
+    regularizer, weights = model.regularizers[0], [*model.regularizers.parameters()]
+    rate = scratch_rate(regularizer, model.step_size.device, training=training) if calibrate else 0.0
+    double = any(weight.dtype in (torch.float64, torch.complex128) for weight in weights)
+    dtype, at_once = torch.complex128 if double else torch.complex64, check_count(coils_at_once, "coils_at_once")
+    case = Case(shape, coils, samples, training, interpolated_maps, min(at_once, coils), dtype=dtype, scratch_rate=rate)
+    if model is not network:
+        return plan_run(model, case, budget)
+    return _report(_checked(predict_run(model, case), model, budget, case, sought=False), model, case, budget)
 
 
 def plan_run(model: UnrolledNetwork, case: Case, budget: float) -> Plan:
-    """Do what :func:`plan` does, for a model as it is and a budget in bytes.
+    """Find the block for a model as :func:`plan` does for a regularizer; its own block does not count.
 
     Raises
     ------
@@ -131,9 +143,32 @@ def plan_run(model: UnrolledNetwork, case: Case, budget: float) -> Plan:
         As :func:`plan`.
     """
     block, peak = largest_block(model, case, budget)
+    found = _in_blocks(model, block)
+    return _report(_checked(peak, found, budget, case, sought=True), found, case, budget)
+
+
+def _checked(peak: Peak, model: UnrolledNetwork, budget: float, case: Case, *, sought: bool) -> Peak:
+    """Return what a run takes if it fits, or raise."""
     if peak.bytes > budget:
-        raise ValueError(_what_is_missing(peak, block, budget, model, case))
-    return _report(peak, block, model.regularizers[0], case, budget)
+        raise ValueError(_what_is_missing(peak, model, budget, case, sought=sought))
+    return peak
+
+
+def _model_of(network: nn.Module, n_unrolls: int | None, offload: str | None) -> UnrolledNetwork:
+    """Return the model to plan for: ``network`` itself where it is one."""
+    if not isinstance(network, UnrolledNetwork):
+        if n_unrolls is None:
+            raise ValueError(
+                "n_unrolls is None, expected a whole number: network is a regularizer, and no whole model."
+            )
+        return UnrolledNetwork(network, n_unrolls, offload=offload)
+    for name, value in (("n_unrolls", n_unrolls), ("offload", offload)):
+        if value is not None:
+            raise ValueError(
+                f"{name} is {value!r}, but network is a whole model, whose {name} is {getattr(network, name)!r}: leave "
+                f"{name} out, or pass the regularizer alone."
+            )
+    return network
 
 
 def largest_block(model: UnrolledNetwork, case: Case, budget: float) -> tuple[Shape3, Peak]:
@@ -143,7 +178,7 @@ def largest_block(model: UnrolledNetwork, case: Case, budget: float) -> tuple[Sh
     """
     network = model.regularizers[0]
     few = UnrolledNetwork(network, min(model.n_unrolls, 2), data_term=model.data_term, offload=model.offload)
-    blocks = candidates(case.image_shape, reach(network, n_channels=n_inputs(network)).stride)
+    blocks = candidates(case.image_shape, _stride_of(model))
     found = _with_block(model, blocks[-1], case)
     more_unrolls = found.bytes - _with_block(few, blocks[-1], case).bytes
     too_large, fits = -1, len(blocks) - 1
@@ -159,6 +194,11 @@ def largest_block(model: UnrolledNetwork, case: Case, budget: float) -> tuple[Sh
         fits += 1
         found = _with_block(model, blocks[fits], case)
     return blocks[fits], found
+
+
+def _stride_of(model: UnrolledNetwork) -> Shape3:
+    network = model.regularizers[0]
+    return reach(network, n_channels=n_inputs(network)).stride
 
 
 def candidates(image_shape: Shape3, stride: Shape3) -> list[Shape3]:
@@ -177,38 +217,47 @@ def candidates(image_shape: Shape3, stride: Shape3) -> list[Shape3]:
             found.append((block[0], block[1], block[2]))
 
 
-def _with_block(model: UnrolledNetwork, block: Shape3, case: Case) -> Peak:
+def _in_blocks(model: UnrolledNetwork, block: Shape3) -> UnrolledNetwork:
     model = copy.copy(model)
     model.block_shape = block
-    return predict_run(model, case)
+    return model
 
 
-def _report(found: Peak, block: Shape3, network: nn.Module, case: Case, budget: float) -> Plan:
-    blocks = blocks_of(network, case.image_shape, block)
+def _with_block(model: UnrolledNetwork, block: Shape3, case: Case) -> Peak:
+    return predict_run(_in_blocks(model, block), case)
+
+
+def _report(found: Peak, model: UnrolledNetwork, case: Case, budget: float) -> Plan:
+    block = model.block_shape or case.image_shape
+    blocks = blocks_of(model.regularizers[0], case.image_shape, block)
     whole = prod(side.stop for side in blocks[-1].place)
     computed = sum(prod(side.stop - side.start for side in cut.window) for cut in blocks) / whole
-    work = computed * 4 / 3 if case.training else computed
-    return Plan(block, len(blocks), found.bytes, found.parts, work, budget / GIB)
+    again = case.training and model.recompute and model.block_shape is not None
+    return Plan(block, len(blocks), found.bytes, found.parts, computed * 4 / 3 if again else computed, budget / GIB)
 
 
-def _what_is_missing(smallest: Peak, block: Shape3, budget: float, model: UnrolledNetwork, case: Case) -> str:
-    """Say by how much the smallest block misses the budget, what takes the bytes, and what would save how many."""
-    parts = ", ".join(f"{name} {_gib(n)}" for name, n in smallest.parts.items())
+def _what_is_missing(peak: Peak, model: UnrolledNetwork, budget: float, case: Case, *, sought: bool) -> str:
+    """Say by how much a model misses the budget, what takes the bytes, and what would save how many."""
+    parts = ", ".join(f"{name} {_gib(n)}" for name, n in peak.parts.items())
     savings = {}
-    if model.offload is None and case.training:
+    if not sought:
+        in_blocks = copy.copy(model)
+        in_blocks.block_shape, in_blocks.recompute = candidates(case.image_shape, _stride_of(model))[-1], True
+        savings["the smallest block, recomputed in backward,"] = peak.bytes - predict_run(in_blocks, case).bytes
+    if model.offload is None and case.training and model.recompute:
         other = copy.copy(model)
         other.offload = "disk"
-        savings['offload="disk"'] = smallest.bytes - _with_block(other, block, case).bytes
+        savings['offload="disk"'] = peak.bytes - predict_run(other, case).bytes
     if not case.interpolated_maps:
-        small_maps = replace(case, interpolated_maps=True)
-        savings["interpolated_maps=True"] = smallest.bytes - _with_block(model, block, small_maps).bytes
+        savings["interpolated_maps=True"] = peak.bytes - predict_run(model, replace(case, interpolated_maps=True)).bytes
     if case.training:
-        without = replace(case, training=False)
-        savings["training=False (reconstruction only)"] = smallest.bytes - _with_block(model, block, without).bytes
+        without = predict_run(model, replace(case, training=False)).bytes
+        savings["training=False (reconstruction only)"] = peak.bytes - without
+    taker = "even the smallest block" if sought else "the model"
     saved = "; ".join(f"{name} saves {_gib(n)} GiB" for name, n in savings.items() if n > 0)
     return (
-        f"budget_gib is {budget / GIB:g}, and even the smallest block takes {_gib(smallest.bytes)} GiB ({parts}): "
-        f"{_gib(smallest.bytes - budget)} GiB are missing. " + (f"What helps: {saved}." if saved else "")
+        f"budget_gib is {budget / GIB:g}, and {taker} takes {_gib(peak.bytes)} GiB ({parts}): "
+        f"{_gib(peak.bytes - budget)} GiB are missing. " + (f"What helps: {saved}." if saved else "")
     )
 
 

@@ -196,10 +196,59 @@ def test_a_step_at_the_papers_size_is_planned_for_a_small_machine():
     assert doctest.testmod(planner) == (0, 3)  # the same in blocks, in the 8 GiB of the docstring
 
 
+@pytest.mark.filterwarnings("ignore:.*trajectory")
+@pytest.mark.parametrize(
+    ("of_model", "of_case"),
+    [
+        *((name, "few coils") for name in MODELS),
+        *(("blocks", name) for name in ("coils together", "reconstruction", "double precision")),
+    ],
+)
+def test_the_plan_of_a_whole_model_is_what_it_takes(of_model, of_case):
+    case, model = CASES[of_case], UnrolledNetwork(make_network(of_model), 2, **MODELS[of_model])
+    model = model.double() if of_case == "double precision" else model
+    sizes = {"n_coils": case.n_coils, "n_samples": case.n_samples, "coils_at_once": case.coils_at_once}
+    found = plan(case.image_shape, network=model, budget_gib=1, training=case.training, **sizes)
+    peak = predict_run(model, case)
+    assert (found.n_bytes, found.parts) == (peak.bytes, peak.parts)
+    assert found.block_shape == (model.block_shape or case.image_shape)
+    again = case.training and model.recompute and model.block_shape is not None
+    assert (found.work >= 4 / 3) if again else (found.work == 1 or model.block_shape is not None)
+
+
+def test_a_model_beyond_the_budget_says_what_its_smallest_block_would_save():
+    model = UnrolledNetwork(ResidualCNN(8, 4), 2)
+    sizes = {"n_coils": 6, "n_samples": 20_000}
+    with pytest.raises(ValueError, match=r"the model takes .* What helps: the smallest block, .* saves 0\.") as error:
+        plan((61, 50, 70), network=model, budget_gib=0.02, **sizes)
+    said = float(str(error.value).split("recomputed in backward, saves ")[1].split()[0])
+    block = candidates((61, 50, 70), (1, 1, 1))[-1]
+    smallest = plan(
+        (61, 50, 70), network=UnrolledNetwork(ResidualCNN(8, 4), 2, block_shape=block), budget_gib=1, **sizes
+    )
+    naive = plan((61, 50, 70), network=model, budget_gib=1, **sizes)
+    assert said == pytest.approx((naive.n_bytes - smallest.n_bytes) / 2**30, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_unrolls", 3), ("offload", "disk")])
+def test_what_a_whole_model_has_is_not_said_twice(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, but network is a whole model"):
+        plan(
+            (9, 9, 9),
+            n_coils=1,
+            n_samples=90,
+            network=UnrolledNetwork(ResidualCNN(4, 2), 2),
+            budget_gib=1,
+            **{name: value},
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"image_shape": (9, 9)}, ValueError, "expected three"),
+        ({"n_unrolls": None}, ValueError, "n_unrolls is None, expected a whole number"),
+        ({"coils_at_once": 0}, ValueError, "coils_at_once is 0"),
         ({"n_coils": 0}, ValueError, "n_coils is 0"),
         ({"n_samples": -1}, ValueError, "n_samples is -1"),
         ({"budget_gib": "8 GB"}, TypeError, "budget_gib is '8 GB'"),

@@ -7,11 +7,8 @@ from html import escape
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 import torch
 from IPython.core.pylabtools import print_figure
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -20,29 +17,33 @@ from blockkit.checks import Shape3, check_count, check_number, check_shape3
 from blockkit.mbdl.footprint import Case
 from blockkit.mbdl.own_process import MOST_BYTES, ROOM, run_in_own_process, scaled_down
 from blockkit.mbdl.planner import GIB
-from blockkit.show import memory_plots
 from blockkit.show.explorer_controls import BUDGETS, Controls
 from blockkit.show.fingerprint import MIME, fingerprint
-from blockkit.show.pixels import encode_png
+from blockkit.show.memory_plots import HEIGHT, blocks_sketch, checks_sketch, curve_sketch, parts_sketch
 from blockkit.show.setting import Setting, by, nearest
+from blockkit.show.sketch import DPI, Sketch
 
-DPI = 100
-PICTURES = {"parts": (5.2, 3.9), "blocks": (4.3, 3.9), "curve": (5.0, 3.9), "checks": (5.0, 3.9)}
-AREAS = {
-    "parts": (0.13, 0.09, 0.53, 0.86),
-    "blocks": (0.03, 0.09, 0.94, 0.8),
-    "curve": (0.14, 0.13, 0.72, 0.83),
-    "checks": (0.15, 0.1, 0.82, 0.86),
+PICTURES = {  # width in a page, and what a screen reader hears
+    "parts": (520, "Peak memory by part, naive and in blocks, and the budget"),
+    "blocks": (430, "The volume cut into blocks, one of them with its halo"),
+    "curve": (500, "Peak memory and extra work over the size of the block"),
+    "checks": (500, "Peak memory as predicted and as found"),
 }
-PLOT_CLASS = "blockkit-plot"
-DARK = ", ".join(
-    f"{theme} .{PLOT_CLASS}" for theme in ('[data-jp-theme-light="false"]', ".vscode-dark", 'html[data-theme="dark"]')
-)
-STYLE = (
-    f"<style>.{PLOT_CLASS} {{ border-radius: 6px; height: auto; }} "
-    f"{DARK} {{ filter: invert(0.9) hue-rotate(180deg); }} "
-    ".blockkit-said { font-size: 14px; line-height: 1.5; max-width: 1100px; }</style>"
-)
+STYLE = """<style>
+.blockkit-said { margin: 0; max-width: 1100px; font-size: 14px; line-height: 1.5;
+  color: var(--jp-ui-font-color1, inherit); }
+.blockkit-trouble { padding: 2px 8px; border-left: 4px solid var(--jp-error-color1, #d32f2f); }
+.blockkit-plot .widget-html-content { width: 100%; }
+.blockkit-explorer pre.blockkit-lines { margin: 0; padding: 6px 10px; overflow-x: auto; font-size: 13px;
+  line-height: 1.5; font-family: var(--jp-code-font-family, monospace); color: var(--jp-ui-font-color1, inherit);
+  background: var(--jp-layout-color2, transparent); border: 1px solid var(--jp-border-color2, #bbb); }
+</style>"""
+# The lines reach the clipboard at the click, in the page: where that is not allowed they are selected instead.
+COPY = """const root = this.closest('.blockkit-explorer'), lines = root.querySelector('.blockkit-lines');
+const say = (text) => { this.textContent = text; setTimeout(() => { this.textContent = 'Copy code'; }, 1500); };
+const select = () => { getSelection().selectAllChildren(lines); say('Selected: press Ctrl C'); };
+if (navigator.clipboard) navigator.clipboard.writeText(lines.textContent).then(() => say('Copied'), select);
+else select();"""
 
 
 class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
@@ -89,15 +90,11 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
         self.setting = replace(start, block_shape=start.best_block() or nearest(blocks, 64**3))
         self._controls = Controls(self.setting, [*BUDGETS, *_this_machine()])
         self._checks: dict[str, dict[str, float]] = {}
-        self._sketched: object = None  # what the sketch shows
-        self._figures: dict[str, Figure] = {}
         self._pictures = {name: _picture(width) for name, (width, _) in PICTURES.items()}
         self._said = widgets.HTML()
         self._trouble = widgets.HTML()
         self._progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px", visibility="hidden"))
-        self._code = widgets.Textarea(
-            rows=3, disabled=True, layout=widgets.Layout(width="auto", max_width="1100px", display="none")
-        )
+        self._code = widgets.HTML(layout=widgets.Layout(width="auto", max_width="1100px"))
         self._controls.observe(self._guarded(self._change))
         super().__init__(
             [
@@ -106,19 +103,18 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
                 widgets.HBox([*self._buttons(), self._progress], layout=_wrapped()), self._code,
             ]
         )  # fmt: skip
+        self.add_class("blockkit-explorer")
         self._show()
 
     def figure(self) -> Figure:
         """Return what is shown now as a matplotlib figure, for a saved page or a paper."""
-        names = [name for name in PICTURES if name != "checks" or self._checks]
-        width, height = sum(PICTURES[name][0] for name in names), PICTURES["parts"][1]
-        figure = Figure(figsize=(round(width, 2), height))
+        sketches = self._sketches()
+        width = sum(sketch.width for sketch in sketches.values())
+        figure = Figure(figsize=(round(width / DPI, 2), round(HEIGHT / DPI, 2)), dpi=DPI)
         left = 0.0
-        for name in names:
-            x, y, w, h = AREAS[name]
-            share = PICTURES[name][0] / width
-            self._draw(name, figure.add_axes((left + share * x, y, share * w, h)))
-            left += share
+        for sketch in sketches.values():
+            sketch.draw_on(figure.add_axes((left / width, 0, sketch.width / width, 1)))
+            left += sketch.width
         figure.blockkit_values = getattr(self, "blockkit_values", True)  # type: ignore[attr-defined]
         return figure
 
@@ -149,7 +145,7 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
                 said = setting.naive() if naive else setting.blockwise()
                 found[name] = {"closed form": float(said.bytes), "traced": float(traced.bytes)}
         self._checks = found
-        self._show_one("checks")
+        self._show_pictures()
 
     def measure(self) -> None:
         """Run a real step, scaled down until this machine can, naive and in blocks, and draw what it took."""
@@ -171,7 +167,7 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
                 if taken.resident_bytes is not None:
                     found[name]["process took"] = float(taken.resident_bytes)
         self._checks = {f"{name}\n{by(case.image_shape)} voxels": bars for name, bars in found.items()}
-        self._show_one("checks")
+        self._show_pictures()
 
     def __repr__(self) -> str:
         return f"MemoryExplorer({self.describe()})"
@@ -200,61 +196,44 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
         self._work = [setting.work(block) for block in self._blocks]
         fitting = (block for block, peak in zip(self._blocks, self._peaks, strict=True) if peak <= setting.budget)
         self._best = next(fitting, None)
-        of_volume = setting.case.image_shape, setting.block_shape, setting.network_bytes().halo
-        for name in PICTURES:
-            if name != "blocks" or self._sketched != of_volume:
-                self._show_one(name)
-        self._sketched = of_volume
+        self._show_pictures()
         self._said.value = f'<p class="blockkit-said" role="status" aria-live="polite">{escape(self.describe())}</p>'
-        self._code.value = setting.code()
+        self._code.value = f'<pre class="blockkit-lines">{escape(setting.code())}</pre>'
         self._trouble.value = ""
 
-    def _show_one(self, name: str) -> None:
-        picture = self._pictures[name]
-        shown = name != "checks" or bool(self._checks)
-        picture.layout.display = None if shown else "none"
-        if shown:
-            figure = self._figures.get(name)
-            if figure is None or name == "checks":  # whose axes follow what is drawn
-                figure = self._figures[name] = Figure(figsize=PICTURES[name], dpi=DPI)
-                figure.add_axes(AREAS[name])
-            memory_plots.wipe(figure)
-            self._draw(name, *figure.axes)
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()  # type: ignore[no-untyped-call]
-            pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-            picture.value = encode_png(pixels[..., :3])
+    def _show_pictures(self) -> None:
+        drawn = {name: sketch.svg(PICTURES[name][1]) for name, sketch in self._sketches().items()}
+        for name, picture in self._pictures.items():
+            picture.value = drawn.get(name, "")
+            picture.layout.display = None if name in drawn else "none"
 
-    def _draw(self, name: str, ax: Axes, right: Axes | None = None) -> None:
+    def _sketches(self) -> dict[str, Sketch]:
+        """Return the pictures of now; the checks only where there are some."""
         setting, network = self.setting, self.setting.network_bytes()
-        if name == "parts":
-            bars = {"naive": setting.naive().parts, "in blocks": setting.blockwise().parts}
-            memory_plots.draw_parts(ax, bars, setting.budget)
-        elif name == "blocks":
-            shape = setting.case.image_shape
-            memory_plots.draw_blocks(ax, shape, setting.block_shape, network.halo, network.stride)
-        elif name == "curve":
-            marks = {"chosen": setting.block_shape, "best that fits": self._best}
-            memory_plots.draw_curve(ax, self._blocks, self._peaks, self._work, setting.budget, marks, right)
-        else:
-            memory_plots.draw_checks(ax, self._checks)
+        bars = {"naive": setting.naive().parts, "in blocks": setting.blockwise().parts}
+        sizes = setting.case.image_shape, setting.block_shape, network.halo, network.stride
+        marks = {"chosen": setting.block_shape, "best that fits": self._best}
+        sketches = {
+            "parts": parts_sketch(bars, setting.budget),
+            "blocks": blocks_sketch(*sizes),
+            "curve": curve_sketch(self._blocks, self._peaks, self._work, setting.budget, marks),
+        }
+        return sketches | ({"checks": checks_sketch(self._checks)} if self._checks else {})
 
     def _buttons(self) -> list[Any]:
         actions: dict[str, tuple[Callable[[], None], str]] = {
             "Fit to budget": (self.fit_to_budget, "choose the largest block that fits"),
             "Trace exactly": (self.trace, "go through this very step without computing: seconds"),
             "Measure here": (self.measure, "run a step, scaled down, in a process with a memory limit"),
-            "Copy code": (self._show_code, "show the lines of Python, to be copied"),
         }
         buttons = []
         for name, (action, tip) in actions.items():
             button = widgets.Button(description=name, tooltip=tip, layout=widgets.Layout(width="130px"))
             button.on_click(self._guarded(partial(_without_argument, action)))
             buttons.append(button)
-        return buttons
-
-    def _show_code(self) -> None:
-        self._code.layout.display = None if self._code.layout.display == "none" else "none"
+        kind = "lm-Widget jupyter-widgets jupyter-button widget-button"
+        attributes = f'class="{kind}" style="width:130px" title="the lines below" onclick="{escape(COPY)}"'
+        return [*buttons, widgets.HTML(f"<button {attributes}>Copy code</button>")]
 
     def _guarded(self, action: Callable[[Any], None]) -> Callable[[Any], None]:
         """Return the action with errors shown in the widget."""
@@ -265,7 +244,7 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
                 action(change)
             except Exception as error:
                 said = escape(str(error) or type(error).__name__)
-                self._trouble.value = f'<p class="blockkit-said" role="alert" style="color:#D55E00">{said}</p>'
+                self._trouble.value = f'<p class="blockkit-said blockkit-trouble" role="alert">{said}</p>'
 
         return guarded
 
@@ -291,13 +270,10 @@ def _without_argument(action: Callable[[], None], _: object) -> None:
     action()
 
 
-def _picture(inches: float) -> Any:
+def _picture(width: int) -> Any:
     """Return the place of a picture: as wide as there is room, between three and five quarters of its own width."""
-    width = round(DPI * inches)
-    layout = widgets.Layout(flex=f"1 1 {3 * width // 4}px", max_width=f"{5 * width // 4}px")
-    picture = widgets.Image(format="png", layout=layout)
-    picture.add_class(PLOT_CLASS)
-    return picture
+    layout = widgets.Layout(flex=f"1 1 {3 * width // 4}px", max_width=f"{6 * width // 5}px")
+    return widgets.HTML(layout=layout).add_class("blockkit-plot")
 
 
 def _wrapped() -> Any:

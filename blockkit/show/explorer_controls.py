@@ -12,10 +12,11 @@ from blockkit.checks import Shape3, check_shape3
 from blockkit.show.setting import Setting, by, nearest
 
 SIZES = ("300 x 200 x 300", "350 x 250 x 350", "400 x 250 x 400", "450 x 300 x 450")
+OTHER_SIZE = "another size"
 BUDGETS = tuple((f"{gib} GiB", float(gib)) for gib in (8, 10, 11, 12, 16, 24, 32, 40, 48, 80, 96, 141))
 PRECISIONS = (("single", "single"), ("half in the network", "half"), ("double", "double"))
 MOST_VOXELS = 10**10
-WIDE = 250
+WIDE, WIDER = 250, 330  # pixels
 
 
 class Controls:
@@ -26,10 +27,10 @@ class Controls:
         if all(gib != setting.budget_gib for _, gib in budgets):
             budgets = [(f"{setting.budget_gib:g} GiB", setting.budget_gib), *budgets]
         self.by_name: dict[str, Any] = {
-            "matrix": widgets.Combobox(
-                value=by(case.image_shape), options=SIZES, ensure_option=False, continuous_update=False,
-                description="matrix z y x",
+            "preset": widgets.Dropdown(
+                options=[*SIZES, OTHER_SIZE], value=_preset(case.image_shape), description="matrix preset"
             ),
+            "matrix": widgets.Text(by(case.image_shape), continuous_update=False, description="matrix z y x"),
             "coils": widgets.BoundedIntText(case.n_coils, min=1, max=1024, description="coils"),
             "samples": widgets.BoundedFloatText(
                 case.n_samples / 1e6, min=1e-3, max=1e4, step=0.5, description="samples, 10⁶"
@@ -50,9 +51,10 @@ class Controls:
             ),
             "budget": widgets.Dropdown(options=budgets, value=setting.budget_gib, description="budget"),
         }  # fmt: skip
-        for control in self.by_name.values():
-            control.layout = widgets.Layout(width=f"{WIDE}px", margin="2px 10px 2px 0")
-            if not isinstance(control, widgets.Checkbox):
+        for name, control in self.by_name.items():
+            left, width = (10 if isinstance(control, widgets.Checkbox) else 0), (WIDER if name == "block" else WIDE)
+            control.layout = widgets.Layout(width=f"{width - left}px", margin=f"2px 10px 2px {left}px")
+            if not left:
                 control.style = {"description_width": "92px"}
         shown = [c for name, c in self.by_name.items() if setting.network is None or name not in ("channels", "layers")]
         self.box = widgets.Box(shown, layout=widgets.Layout(display="flex", flex_flow="row wrap", width="100%"))
@@ -65,8 +67,8 @@ class Controls:
             if not self._held:
                 action(change)
 
-        for control in self.by_name.values():
-            control.observe(told, names="value")
+        for name, control in self.by_name.items():
+            control.observe(self._take_preset if name == "preset" else told, names="value")
 
     def read(self, before: Setting) -> Setting:
         """Return the setting that the controls say, and bring those in line that depend on others.
@@ -110,6 +112,10 @@ class Controls:
         """Move the block's slider."""
         self.by_name["block"].value = block_shape
 
+    def _take_preset(self, change: Any) -> None:
+        if not self._held and change["new"] != OTHER_SIZE:
+            self.by_name["matrix"].value = change["new"]
+
     def _bring_in_line(self, setting: Setting) -> None:
         """Offer the blocks of this matrix, and turn off what has no effect: nothing here is a change of the user's."""
         options, block = _options(setting), self.by_name["block"]
@@ -118,6 +124,7 @@ class Controls:
             if tuple(block.options) != tuple(options):
                 block.options = options
             block.value = setting.block_shape
+            self.by_name["preset"].value = _preset(setting.case.image_shape)
             self.by_name["recompute"].disabled = not setting.case.training
             self.by_name["offload"].disabled = not (setting.case.training and setting.recompute)
         finally:
@@ -139,6 +146,10 @@ def read_shape(text: str) -> Shape3:
     if prod(shape) > MOST_VOXELS:
         raise ValueError(f"The matrix {by(shape)} has {prod(shape):.1e} voxels, expected at most {MOST_VOXELS:.0e}.")
     return shape
+
+
+def _preset(image_shape: Shape3) -> str:
+    return by(image_shape) if by(image_shape) in SIZES else OTHER_SIZE
 
 
 def _options(setting: Setting) -> list[tuple[str, Shape3]]:

@@ -5,15 +5,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
-from matplotlib.ticker import MaxNLocator
 
 from blockkit.blockwise.blocks import cut_axis
 from blockkit.checks import Shape3
-from blockkit.show.plots import LIMIT_COLOR, PALETTE
+from blockkit.show.plots import PALETTE
+from blockkit.show.sketch import Chart, Sketch, circle, star
 
 GIB = 2**30
 PART_COLORS = {
@@ -34,114 +30,112 @@ PART_NAMES = {
     "weights": "weights, optimizer",
     "scratch": "scratch of kernels",
 }
-BLOCK_COLOR, HALO_COLOR = "#E69F00", "#D55E00"
-SMALL = 9
+CHECK_COLORS = (PALETTE[0], PALETTE[2], PALETTE[4])
+VOLUME_COLOR, BLOCK_COLOR, HALO_COLOR = "#56B4E9", "#E69F00", "#D55E00"
+PEAK_COLOR, WORK_COLOR, BEST_COLOR = PALETTE[0], PALETTE[4], PALETTE[2]
+DASHED, DASHED_AND_DOTTED = (6, 4), (7, 3, 2, 3)
+HEIGHT = 390
 FAR = 2.5  # times the highest bar: from there on the budget is above the axes
 HEADROOM = 1.3  # of the axis over the highest bar that is shown whole, or the budget
 
 
-def draw_parts(ax: Axes, bars: Mapping[str, Mapping[str, int]], budget: float) -> None:
-    """Draw bytes by part as stacked bars, the last one whole and the others cut off where they leave the axes.
+def parts_sketch(bars: Mapping[str, Mapping[str, int]], budget: float) -> Sketch:
+    """Return bytes by part as stacked bars, the last one whole and the others cut off where they leave the frame.
 
     Parameters
     ----------
-    ax
-        Empty axes.
     bars
         Labels under the bars, and bytes by part.
     budget
         In bytes: a line.
     """
+    sketch = Sketch(520, HEIGHT)
     totals = [sum(parts.values()) for parts in bars.values()]
     highest = max(totals[-1], min(max(totals), FAR * totals[-1]))
     near = budget <= FAR * highest
-    top = HEADROOM * (max(budget, totals[-1]) if near else highest) / GIB
-    names = [name for name in PART_COLORS if any(parts.get(name) for parts in bars.values())]
-    base = np.zeros(len(bars))
-    for name in names:
-        heights = np.array([parts.get(name, 0) / GIB for parts in bars.values()])
-        ax.bar(range(len(bars)), heights, bottom=base, width=0.58, color=PART_COLORS[name], label=PART_NAMES[name])
-        base = base + heights
+    top = HEADROOM * (max(budget, totals[-1]) if near else highest)
+    chart = Chart(sketch, 62, 12, 352, HEIGHT - 32, len(bars), top / GIB)
+    chart.draw_y("peak memory (GiB)")
+    for i, (label, parts) in enumerate(bars.items()):
+        _draw_bar(chart, i, parts)
+        sketch.words(chart.at(i + 0.5, 0)[0], chart.bottom + 20, label, anchor="middle", size=13)
+    line = budget / GIB if near else chart.most_y
+    (left, y), (right, _) = chart.at([0, len(bars)], line)
+    sketch.line([(left, y), (right, y)], "limit", width=2, dash=DASHED)
+    note = f"budget {gib(budget)} GiB" + ("" if near else " ↑")
+    sketch.words(right - 2, y - 5 if near else y + 15, note, color="limit", anchor="end", style="outlined")
     for i, total in enumerate(totals):
-        beyond = total / GIB > top
-        if beyond:
-            _cut_off(ax, i, top)
-        place = 0.945 * top if beyond else total / GIB + 0.012 * top
+        beyond = total > top
+        x, y = chart.at(i + 0.5, 0.93 * chart.most_y if beyond else total / GIB)
         note = f"{gib(total)} GiB" + (" ↑" if beyond else "")
-        style: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1.2}
-        ax.text(i, place, note, ha="center", va="bottom", fontsize=SMALL + 1, weight="bold", bbox=style)
-    ax.axhline(budget / GIB, color=LIMIT_COLOR, linestyle="--", linewidth=1.5)
-    ax.text(
-        len(bars) - 0.52, budget / GIB + 0.008 * top if near else top,
-        f"budget {gib(budget)} GiB" + ("" if near else " ↑"),
-        color=LIMIT_COLOR, fontsize=SMALL, ha="right", va="bottom" if near else "top",
-    )  # fmt: skip
-    ax.set_xlim(-0.5, len(bars) - 0.5)
-    ax.set_ylim(0, top)
-    ax.set_xticks(range(len(bars)), list(bars), fontsize=SMALL + 1)
-    ax.set_ylabel("peak memory (GiB)", fontsize=SMALL + 1)
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(
-        handles[::-1], labels[::-1], fontsize=SMALL - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0),
-        borderaxespad=0.2, handlelength=1.0,
-    )  # fmt: skip
-    _dress(ax)
+        sketch.words(x, y - 5, note, anchor="middle", style="bold outlined", size=13)
+    chart.draw_frame()
+    shown = [name for name in reversed(PART_COLORS) if any(parts.get(name) for parts in bars.values())]
+    for row, name in enumerate(shown):
+        sketch.bar(364, 16 + 21 * row, 12, 12, PART_COLORS[name])
+        sketch.words(382, 27 + 21 * row, PART_NAMES[name])
+    return sketch
 
 
-def draw_blocks(ax: Axes, image_shape: Shape3, block_shape: Shape3, halo: Shape3, stride: Shape3 = (1, 1, 1)) -> None:
-    """Sketch the volume cut into blocks, with one block and its window where they can be seen.
+def _draw_bar(chart: Chart, place: int, parts: Mapping[str, int]) -> None:
+    """Stack the parts of one bar, with a zigzag where it goes on above the frame."""
+    base = 0.0
+    for name, color in PART_COLORS.items():
+        above = min(base + parts.get(name, 0) / GIB, chart.most_y)
+        if above > base:
+            (left, y1), (right, y0) = chart.at([place + 0.21, place + 0.79], [above, base])
+            chart.sketch.bar(left, y1, right - left, y0 - y1, color)
+        base = above
+    if sum(parts.values()) / GIB > chart.most_y:
+        (left, y), (right, _) = chart.at([place + 0.19, place + 0.81], 0.88 * chart.most_y)
+        x, zigzag = np.linspace(left, right, 13), y + 4.0 * (-1) ** np.arange(13)
+        below = np.stack([x, zigzag], axis=-1)
+        chart.sketch.area(np.concatenate([below, below[::-1] - (0, 7)]), "paper")
+
+
+def blocks_sketch(image_shape: Shape3, block_shape: Shape3, halo: Shape3, stride: Shape3 = (1, 1, 1)) -> Sketch:
+    """Return the volume cut into blocks, with one block and its window where they can be seen.
 
     Parameters
     ----------
-    ax
-        Empty axes.
     image_shape, block_shape, halo, stride
         In voxels (z, y, x), as in :func:`~blockkit.blockwise.blocks.cut_blocks`.
     """
-    shape = tuple(-(-n // s) * s for n, s in zip(image_shape, stride, strict=True))
+    sketch = Sketch(430, HEIGHT)
+    shape = [-(-n // s) * s for n, s in zip(image_shape, stride, strict=True)]
     cuts = [cut_axis(*sizes) for sizes in zip(shape, block_shape, halo, stride, strict=True)]
-    edges = [[0, *(place.stop for _, _, place in cut)] for cut in cuts]
-    for face in _faces([0, 0, 0], list(shape)):
-        ax.add_patch(Polygon(face, facecolor="#EAF3FA", edgecolor="#33607F", linewidth=1.1))
-    lines = [_loop(axis, edge, shape) for axis in range(3) for edge in edges[axis][1:-1]]
-    ax.add_collection(LineCollection(lines, colors="#56B4E9", linewidths=0.7))
+    place = _placed(shape, (20, 44, 410, HEIGHT - 48))
+    for face in _faces([0, 0, 0], shape):
+        sketch.area(place(face), VOLUME_COLOR, alpha=0.16, edge=VOLUME_COLOR, width=1.4)
+    for axis in range(3):
+        for edge in (cut[2].stop for cut in cuts[axis][:-1]):
+            sketch.line(place(_loop(axis, edge, shape)), VOLUME_COLOR)
     chosen = [cuts[0][-1], cuts[1][-1], cuts[2][len(cuts[2]) // 2]]  # at the top and in front
-    window = [c[0] for c in chosen]
-    block = [c[2] for c in chosen]
-    for face in _faces([s.start for s in window], [s.stop for s in window]):
-        ax.add_patch(Polygon(face, facecolor=HALO_COLOR, alpha=0.28, edgecolor=HALO_COLOR, linewidth=1.0))
-    for face in _faces([s.start for s in block], [s.stop for s in block]):
-        ax.add_patch(Polygon(face, facecolor=BLOCK_COLOR, alpha=0.85, edgecolor="#8A5F00", linewidth=1.0))
-    corners = _project(np.array([[z, y, x] for z in (0, shape[0]) for y in (0, shape[1]) for x in (0, shape[2])]))
-    (left, low), (right, high) = corners.min(axis=0), corners.max(axis=0)
-    pad = 0.06 * (right - left)
-    ax.set_xlim(left - pad, right + pad)
-    ax.set_ylim(low - pad, high + pad)
-    ax.set_aspect("equal")
-    ax.set_axis_off()
+    for part, color, alpha in ((0, HALO_COLOR, 0.3), (2, BLOCK_COLOR, 0.85)):
+        sides = [cut[part] for cut in chosen]
+        for face in _faces([side.start for side in sides], [side.stop for side in sides]):
+            sketch.area(place(face), color, alpha=alpha, edge=HALO_COLOR)
     n_blocks = prod(map(len, cuts))
     sizes = " x ".join(str(max(s.stop - s.start for _, _, s in cut)) for cut in cuts)
-    ax.set_title(f"{n_blocks} block{'s' if n_blocks > 1 else ''} of {sizes} voxels", fontsize=SMALL + 2)
+    title = f"{n_blocks} block{'s' if n_blocks > 1 else ''} of {sizes} voxels"
+    sketch.words(215, 24, title, anchor="middle", style="bold", size=14)
     reached = " x ".join(map(str, halo))
     label = f"halo: {reached} voxels on each side" if n_blocks > 1 else "one block: no halo"
-    ax.text(0.5, -0.01, label, transform=ax.transAxes, ha="center", va="top", fontsize=SMALL, color=HALO_COLOR)
+    sketch.words(215, HEIGHT - 14, label, anchor="middle", size=13)
+    return sketch
 
 
-def draw_curve(
-    ax: Axes,
+def curve_sketch(
     blocks: Sequence[Shape3],
     peaks: Sequence[float],
     work: Sequence[float],
     budget: float,
     marks: Mapping[str, Shape3 | None],
-    right: Axes | None = None,
-) -> None:
-    """Draw peak memory and work over the block's size, and mark some blocks.
+) -> Sketch:
+    """Return peak memory and work over the block's size, with some blocks marked.
 
     Parameters
     ----------
-    ax
-        Empty axes.
     blocks
         (z, y, x), any order.
     peaks, work
@@ -150,78 +144,84 @@ def draw_curve(
         In bytes: a line.
     marks
         Names of blocks to mark: the first is drawn as a ring, the others as stars.
-    right
-        Empty axes over ``ax`` for the work. None: made here.
     """
+    sketch = Sketch(500, HEIGHT)
     order = np.argsort([prod(block) for block in blocks])
-    sides = np.cbrt([prod(blocks[i]) for i in order])
+    sides = np.cbrt([float(prod(blocks[i])) for i in order])
     gibs, extra = np.array([peaks[i] / GIB for i in order]), np.array([100 * (work[i] - 1) for i in order])
-    right = ax.twinx() if right is None else right
-    right.plot(sides, extra, color=PALETTE[4], linewidth=1.6, linestyle="-.")
-    ax.plot(sides, gibs, color=PALETTE[0], linewidth=2.0)
-    ax.axhline(budget / GIB, color=LIMIT_COLOR, linestyle="--", linewidth=1.4)
-    for i, (name, block) in enumerate(marks.items()):
-        if block is None:
-            continue
-        at, peak = np.cbrt(prod(block)), peaks[list(blocks).index(block)] / GIB
-        style: dict[str, Any] = (
-            {"marker": "*", "color": "#009E73", "markersize": 14, "markeredgecolor": "white"}
-            if i
-            else {"marker": "o", "color": "none", "markersize": 11, "markeredgecolor": "black", "markeredgewidth": 1.8}
-        )
-        ax.plot([at], [peak], linestyle="none", label=name, zorder=5 - i, **style)
-    ax.set_ylim(0, max(1.2 * gibs.max(), 1.2 * budget / GIB if budget / GIB < 2 * gibs.max() else 0))
-    ax.set_xlim(0, 1.03 * sides.max())
-    right.set_ylim(0, 1.2 * max(extra.max(), 1.0))
-    ax.set_xlabel("side of a cube as large as the block (voxels)", fontsize=SMALL)
-    ax.set_ylabel("peak memory (GiB)", fontsize=SMALL + 1, color=PALETTE[0])
-    right.set_ylabel("extra work (%)", fontsize=SMALL + 1, color="#A66F00")
-    right.yaxis.set_major_locator(MaxNLocator(4))
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    right.tick_params(labelsize=SMALL - 1)
-    right.spines[["top"]].set_visible(False)
-    ax.legend(fontsize=SMALL - 1, frameon=False, loc="upper center", ncols=2)
-    ax.set_zorder(right.get_zorder() + 1)
-    ax.patch.set_visible(False)
-    _dress(ax)
+    line = budget / GIB
+    frame = (58, 54, 442, HEIGHT - 46, 1.03 * sides.max())
+    chart = Chart(sketch, *frame, 1.15 * max(gibs.max(), line if line < 2 * gibs.max() else 0))
+    right = Chart(sketch, *frame, 1.15 * max(extra.max(), 1.0))
+    chart.draw_y("peak memory (GiB)")
+    right.draw_y("extra work (%)", right=True)
+    chart.draw_x("side of a cube as large as the block (voxels)")
+    sketch.line(right.at(sides, extra), WORK_COLOR, width=2.2, dash=DASHED_AND_DOTTED)
+    sketch.line(chart.at(sides, gibs), PEAK_COLOR, width=2.8)
+    if line <= chart.most_y:
+        sketch.line(chart.at([0, chart.most_x], line), "limit", width=2, dash=DASHED)
+    for i, block in reversed([*enumerate(marks.values())]):
+        if block is not None:
+            _mark(sketch, chart.at(np.cbrt(prod(block)), peaks[list(blocks).index(block)] / GIB), chosen=not i)
+    chart.draw_frame()
+    _draw_key(sketch, [name for name, block in marks.items() if block is not None])
+    return sketch
 
 
-def draw_checks(ax: Axes, groups: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw groups of bars beside each other: what was said, and what was found.
+def _draw_key(sketch: Sketch, marked: Sequence[str]) -> None:
+    """Say above a curve what its lines and marks are."""
+    lines: dict[str, tuple[str, tuple[float, ...]]] = {
+        "peak memory": (PEAK_COLOR, ()),
+        "extra work": (WORK_COLOR, DASHED_AND_DOTTED),
+        "budget": ("limit", DASHED),
+    }
+    for i, (name, (color, dash)) in enumerate(lines.items()):
+        sketch.line([(64 + 140 * i, 16), (96 + 140 * i, 16)], color, width=2.4, dash=dash)
+        sketch.words(104 + 140 * i, 20, name)
+    for i, name in enumerate(marked):
+        _mark(sketch, np.array([80 + 140 * i, 36]), chosen=not i)
+        sketch.words(104 + 140 * i, 40, name)
+
+
+def _mark(sketch: Sketch, place: Any, *, chosen: bool) -> None:
+    """Draw a ring around the chosen block, a star on another."""
+    if chosen:
+        ring = circle(place, 7.5)
+        sketch.line(np.concatenate([ring, ring[:1]]), "ink", width=2.4)
+    else:
+        sketch.area(star(place, 9.5), BEST_COLOR, edge="paper")
+
+
+def checks_sketch(groups: Mapping[str, Mapping[str, float]]) -> Sketch:
+    """Return groups of bars beside each other: what was said, and what was found.
 
     Parameters
     ----------
-    ax
-        Empty axes.
     groups
-        Labels under the groups, each with bars by name, in bytes; the same names have the same color.
+        Labels under the groups, each with bars by name, in bytes; the same names have the same color. A label may have
+        two lines.
     """
+    sketch = Sketch(500, HEIGHT)
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     width = 0.8 / max(1, len(names))
     top = max((n for bars in groups.values() for n in bars.values()), default=1.0)
     scale, unit = (GIB, "GiB") if top >= GIB else (2**20, "MiB")
+    chart = Chart(sketch, 62, 44, 490, HEIGHT - 46, max(1, len(groups)), 1.12 * max(top, 1.0) / scale)
+    chart.draw_y(f"peak memory ({unit})")
+    for i, (label, bars) in enumerate(groups.items()):
+        for line, text in enumerate(label.splitlines()):
+            sketch.words(chart.at(i + 0.5, 0)[0], chart.bottom + 18 + 17 * line, text, anchor="middle", size=13)
+        for name, n_bytes in bars.items():
+            j = names.index(name)
+            start = i + 0.5 + (j - len(names) / 2) * width
+            (left, y1), (end, y0) = chart.at([start, start + 0.92 * width], [n_bytes / scale, 0])
+            sketch.bar(left, y1, end - left, y0 - y1, CHECK_COLORS[j % 3])
+            sketch.words((left + end) / 2, y1 - 4, f"{n_bytes / scale:.3g}", anchor="middle")
+    chart.draw_frame()
     for j, name in enumerate(names):
-        places = [i for i, bars in enumerate(groups.values()) if name in bars]
-        heights = [bars[name] / scale for bars in groups.values() if name in bars]
-        at = [i + (j - (len(names) - 1) / 2) * width for i in places]
-        ax.bar(at, heights, width=0.92 * width, color=PALETTE[(0, 2, 4, 3)[j % 4]], label=name)
-        for x, height in zip(at, heights, strict=True):
-            ax.text(x, height, f"{height:.3g}", ha="center", va="bottom", fontsize=SMALL - 1)
-    ax.set_xticks(range(len(groups)), list(groups), fontsize=SMALL)
-    ax.set_ylabel(f"peak memory ({unit})", fontsize=SMALL + 1)
-    ax.margins(y=0.2)
-    ax.legend(fontsize=SMALL - 1, frameon=False, loc="upper center", ncols=len(names))
-    _dress(ax)
-
-
-def wipe(figure: Figure) -> None:
-    """Take away what is drawn and leave the axes with their ticks, which take longest to make."""
-    for ax in figure.axes:
-        legend = ax.get_legend()
-        for bars in list(ax.containers):
-            bars.remove()
-        for artist in (*ax.lines, *ax.patches, *ax.collections, *ax.texts, *([legend] if legend else [])):
-            artist.remove()
+        sketch.bar(70 + 140 * j, 12, 12, 12, CHECK_COLORS[j % 3])
+        sketch.words(88 + 140 * j, 23, name)
+    return sketch
 
 
 def gib(n_bytes: float) -> str:
@@ -229,20 +229,14 @@ def gib(n_bytes: float) -> str:
     return f"{n_bytes / GIB:.3g}" if n_bytes < 100 * GIB else f"{n_bytes / GIB:.0f}"
 
 
-def _dress(ax: Axes) -> None:
-    ax.yaxis.set_major_locator(MaxNLocator(4))
-    ax.tick_params(labelsize=SMALL)
-    ax.tick_params(axis="x", length=0)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(visible=True, axis="y", color="0.9", linewidth=0.8)
-    ax.set_axisbelow(True)
-
-
-def _cut_off(ax: Axes, place: int, top: float) -> None:
-    """Draw a white zigzag over a bar that goes on above the axes."""
-    x = place + np.linspace(-0.31, 0.31, 13)
-    y = top * (0.9 + 0.012 * (-1) ** np.arange(13))
-    ax.fill_between(x, y, y + 0.02 * top, color="white", zorder=3, linewidth=0)
+def _placed(shape: Sequence[int], box: tuple[float, float, float, float]) -> Any:
+    """Return the function from places in the plane of :func:`_project` to pixels that fits a volume into a box."""
+    corners = _project([[z, y, x] for z in (0, shape[0]) for y in (0, shape[1]) for x in (0, shape[2])])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    left, top, right, bottom = box
+    scale = min((right - left) / (high[0] - low[0]), (bottom - top) / (high[1] - low[1]))
+    center, middle = np.array([left + right, top + bottom]) / 2, (low + high) / 2
+    return lambda points: center + (points - middle) * (scale, -scale)
 
 
 def _project(points: Any) -> Any:
@@ -257,7 +251,7 @@ def _faces(low: Sequence[int], high: Sequence[int]) -> list[Any]:
     top = [[z1, y0, x0], [z1, y0, x1], [z1, y1, x1], [z1, y1, x0]]
     front = [[z0, y1, x0], [z0, y1, x1], [z1, y1, x1], [z1, y1, x0]]
     side = [[z0, y0, x1], [z0, y1, x1], [z1, y1, x1], [z1, y0, x1]]
-    return [_project(np.array(face)) for face in (top, front, side)]
+    return [_project(face) for face in (top, front, side)]
 
 
 def _loop(axis: int, edge: int, shape: Sequence[int]) -> Any:
@@ -268,4 +262,4 @@ def _loop(axis: int, edge: int, shape: Sequence[int]) -> Any:
         [[z, edge, 0], [z, edge, x], [0, edge, x]],
         [[z, 0, edge], [z, y, edge], [0, y, edge]],
     )
-    return _project(np.array(lines[axis]))
+    return _project(lines[axis])

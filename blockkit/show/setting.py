@@ -101,25 +101,26 @@ class Setting:
             return predict_run(model, self.case)
 
     def code(self) -> str:
-        """Return the lines of Python that make this model and predict its step."""
-        case = self.case
+        """Return three lines of Python: they make this model and ask :func:`~blockkit.mbdl.planner.plan` about it.
+
+        An own network is called ``network`` there.
+        """
+        case, half, double = self.case, self.precision == "half", self.precision == "double"
         options = [f"block_shape={self.block_shape}"]
         options += [f"offload={self.offload!r}"] if self.offload else []
         options += [] if self.recompute else ["recompute=False"]
         network = "network" if self.network is not None else f"bk.ResidualCNN({self.n_channels}, {self.n_layers})"
-        double = ".double()" if self.precision == "double" else ""
-        sizes = [f"{case.image_shape}, n_coils={case.n_coils}, n_samples={case.n_samples}"]
-        sizes += [] if case.training else ["training=False"]
-        sizes += ["interpolated_maps=True"] if case.interpolated_maps else []
-        sizes += [f"coils_at_once={case.coils_at_once}"] if case.coils_at_once > 1 else []
-        sizes += ["dtype=torch.complex128"] if double else []
-        half = 'with torch.autocast("cpu", dtype=torch.bfloat16): ' if self.precision == "half" else ""
-        imports = "import torch; " if half or double else ""
+        asked = [f"{case.image_shape}, n_coils={case.n_coils}, n_samples={case.n_samples:_}"]
+        asked += [f"network=model, budget_gib={self.budget_gib:.6g}"]
+        asked += [] if case.training else ["training=False"]
+        asked += ["interpolated_maps=True"] if case.interpolated_maps else []
+        asked += [f"coils_at_once={case.coils_at_once}"] if case.coils_at_once > 1 else []
+        context = 'with torch.autocast("cpu", dtype=torch.bfloat16): ' if half else ""
         return "\n".join(
             [
-                f"{imports}import blockkit as bk; from blockkit.mbdl.footprint import Case, predict_run",
-                f"model = bk.UnrolledNetwork({network}, {self.n_unrolls}, {', '.join(options)}){double}",
-                f"{half}plan = predict_run(model, Case({', '.join(sizes)}))",
+                f"{'import torch; ' if half else ''}import blockkit as bk",
+                f"model = bk.UnrolledNetwork({network}, {self.n_unrolls}, {', '.join(options)}){'.double()' * double}",
+                f"{context}plan = bk.plan({', '.join(asked)})",
             ]
         )
 

@@ -1,6 +1,9 @@
 import base64
+import html
 import json
+import re
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -11,10 +14,13 @@ from blockkit.mbdl.planner import GIB, plan
 from blockkit.show import MemoryExplorer, explorer, shapes_only
 from blockkit.show.explorer_controls import read_shape
 from blockkit.show.fingerprint import MIME, differences, fingerprint
+from blockkit.show.memory_plots import PART_COLORS
 from blockkit.show.setting import Setting
 
+PATH, TEXT = "{http://www.w3.org/2000/svg}path", "{http://www.w3.org/2000/svg}text"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SMALL: dict[str, Any] = {"image_shape": (61, 50, 70), "n_coils": 6, "n_samples": 20_000, "n_unrolls": 4}
+TINY: dict[str, Any] = {"image_shape": (24, 20, 22), "n_coils": 3, "n_samples": 900, "n_unrolls": 2}
 
 
 def flat(setting: Setting) -> dict[str, object]:
@@ -27,8 +33,8 @@ def controls(made: MemoryExplorer) -> dict[str, Any]:
     return of_name
 
 
-def pictures(made: MemoryExplorer) -> dict[str, bytes]:
-    return {name: bytes(picture.value) for name, picture in made._pictures.items()}
+def pictures(made: MemoryExplorer) -> dict[str, str]:
+    return {name: picture.value for name, picture in made._pictures.items()}
 
 
 def peaks(made: MemoryExplorer) -> tuple[object, ...]:
@@ -42,6 +48,7 @@ def trouble(made: MemoryExplorer) -> str:
 
 
 CHANGES = {
+    "preset": ("350 x 250 x 350", {"image_shape": (350, 250, 350), "block_shape": None}),
     "matrix": ("64 x 48 x 64", {"image_shape": (64, 48, 64), "block_shape": None}),
     "coils": (9, {"n_coils": 9}),
     "samples": (0.5, {"n_samples": 500_000}),
@@ -72,22 +79,18 @@ def test_a_control_changes_its_own_setting_and_no_other(name: str) -> None:
     assert all(after[key] == new for key, new in expected.items() if new is not None)
     assert (pictures(made)["parts"] != drawn["parts"]) == (peaks(made) != bars)
     assert (peaks(made) != bars) == (name != "coils at once")  # here the peak is elsewhere
-    sketched = name in ("matrix", "block", "layers")  # the layers set the halo
+    sketched = name in ("preset", "matrix", "block", "layers")  # the layers set the halo
     assert (pictures(made)["blocks"] != drawn["blocks"]) == sketched
 
 
-def test_a_picture_drawn_again_is_the_one_drawn_anew() -> None:
+def test_the_preset_follows_the_matrix_that_is_typed() -> None:
     made = MemoryExplorer(**SMALL)
-    controls(made)["budget"].value = 8.0
-    for name, value in {"coils": 9, "block": (31, 25, 35), "run": False}.items():
-        controls(made)[name].value = value
-        assert trouble(made) == ""
-    again = MemoryExplorer(**SMALL)
-    again.setting = made.setting
-    again._sketched = None
-    again._figures.clear()
-    again._show()
-    assert pictures(again) == pictures(made)
+    assert controls(made)["preset"].value == "another size"
+    controls(made)["matrix"].value = "450 300 450"
+    assert controls(made)["preset"].value == "450 x 300 x 450"
+    before = made.setting
+    controls(made)["preset"].value = "another size"
+    assert made.setting == before
 
 
 def test_double_precision_is_that_of_the_images_too() -> None:
@@ -173,33 +176,38 @@ def test_a_matrix_beyond_any_machine_is_refused() -> None:
         {},
         {"precision": "half", "maps": True, "coils at once": 2},
         {"precision": "double", "run": False},
-        {"recompute": False, "block": (31, 50, 35)},
+        {"recompute": False, "block": (12, 10, 11)},
         {"offload": True, "unrolls": 2},
     ],
     ids=str,
 )
-def test_the_code_runs_and_makes_the_model_and_its_plan(changes: dict[str, object]) -> None:
-    made = MemoryExplorer(**SMALL)
+def test_the_code_runs_and_gives_the_same_numbers(changes: dict[str, object]) -> None:
+    made = MemoryExplorer(**TINY)
     controls(made)["channels"].value = 8
-    controls(made)["block"].value = (31, 25, 35)
+    controls(made)["block"].value = (12, 20, 22)
     for name, value in changes.items():
         controls(made)[name].value = value
-    assert made._code.value == made.setting.code()
-    assert len(made._code.value.splitlines()) == 3
+    code = made.setting.code()
+    assert len(code.splitlines()) == 3
+    assert "from " not in code  # public names alone
     made_here: dict[str, Any] = {}
-    exec(made._code.value, made_here)
-    assert made_here["model"].block_shape == made.setting.block_shape
-    assert made_here["model"].recompute == made.setting.recompute
-    assert made_here["plan"].bytes == pytest.approx(made.setting.blockwise().bytes, rel=0.03)
+    exec(code, made_here)
+    model, said = made_here["model"], made_here["plan"]
+    assert (model.block_shape, model.recompute) == (said.block_shape, made.setting.recompute)
+    assert said.block_shape == made.setting.block_shape
+    traced = made.setting.trace()
+    assert (said.n_bytes, said.parts) == (traced.bytes, traced.parts)
+    assert said.work == pytest.approx(made.setting.work())
+    assert said.budget_gib == made.setting.budget_gib
 
 
-def test_copy_code_shows_the_code_and_hides_it() -> None:
-    made = MemoryExplorer(**SMALL)
-    assert made._code.layout.display == "none"
-    press(made, "Copy code")
-    assert made._code.layout.display is None
-    press(made, "Copy code")
-    assert made._code.layout.display == "none"
+def test_the_page_shows_the_code_that_it_copies() -> None:
+    made = MemoryExplorer(budget_gib=3, **SMALL)
+    lines = '<pre class="blockkit-lines">{}</pre>'
+    assert made._code.value == lines.format(html.escape(made.setting.code()))
+    controls(made)["offload"].value = True
+    assert "offload=&#x27;disk&#x27;" in made._code.value
+    assert made._code.value == lines.format(html.escape(made.setting.code()))
 
 
 def test_an_own_network_has_no_channels_and_layers_to_choose() -> None:
@@ -207,9 +215,9 @@ def test_an_own_network_has_no_channels_and_layers_to_choose() -> None:
     made = MemoryExplorer(network, **SMALL)
     assert controls(made)["channels"] not in made._controls.box.children
     assert made.setting.network_bytes().halo == (2, 2, 2)
-    made_here = {"network": network}
+    made_here: dict[str, Any] = {"network": network}
     exec(made.setting.code(), made_here)
-    assert made_here["plan"].bytes == pytest.approx(made.setting.blockwise().bytes, rel=0.03)  # type: ignore[attr-defined]
+    assert made_here["plan"].n_bytes == made.setting.trace().bytes
 
 
 @pytest.mark.parametrize(
@@ -302,4 +310,37 @@ def test_this_machine_is_among_the_budgets(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("shape", [(1, 40, 36), (16, 16, 16), (450, 300, 450)])
 def test_flat_small_and_large_volumes_are_drawn(shape: tuple[int, int, int]) -> None:
     made = MemoryExplorer(image_shape=shape)
-    assert all(picture.startswith(b"\x89PNG") for name, picture in pictures(made).items() if name != "checks")
+    drawn = {name: ElementTree.fromstring(picture) for name, picture in pictures(made).items() if name != "checks"}
+    assert set(drawn) == {"parts", "blocks", "curve"}
+    for picture in drawn.values():
+        width, height = map(float, picture.attrib["viewBox"].split()[2:])
+        places = [list(map(float, re.findall(r"[-\d.]+", path.attrib["d"]))) for path in picture.iter(PATH)]
+        assert all(-1 <= x <= width + 1 for place in places for x in place[::2])
+        assert all(-1 <= y <= height + 1 for place in places for y in place[1::2])
+
+
+def test_the_bars_are_as_high_as_the_bytes() -> None:
+    made = MemoryExplorer(budget_gib=0.25, **SMALL)
+    drawn = [
+        path for path in ElementTree.fromstring(pictures(made)["parts"]).iter(PATH) if path.attrib["d"].count("L") == 3
+    ]
+    heights: dict[str, list[float]] = {}
+    for path in drawn:
+        numbers = list(map(float, re.findall(r"[-\d.]+", path.attrib["d"])))
+        if numbers[2] - numbers[0] > 20:  # the squares of the legend are smaller
+            heights.setdefault(path.attrib["fill"], []).append(numbers[5] - numbers[1])
+    parts = made.setting.blockwise().parts
+    pixels = {name: heights[PART_COLORS[name]][-1] for name in parts}
+    scale = sum(parts.values()) / sum(pixels.values())
+    for name, n_bytes in parts.items():
+        assert scale * pixels[name] == pytest.approx(n_bytes, abs=0.2 * scale)
+
+
+def test_the_figure_for_a_page_without_a_kernel_has_the_same_pictures() -> None:
+    made = MemoryExplorer(**TINY)
+    for axes, picture in zip(made.figure().axes, pictures(made).values(), strict=False):
+        said = [text.text for text in ElementTree.fromstring(picture).iter(TEXT)]
+        assert [text.get_text() for text in axes.texts] == said
+    assert len(made.figure().axes) == 3
+    press(made, "Trace exactly")
+    assert len(made.figure().axes) == 4

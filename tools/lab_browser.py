@@ -26,7 +26,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
-START_S, RUN_MS, SETTLE_MS = 90, 180_000, 500
+START_S, RUN_MS = 90, 180_000
 HEIGHT = 1300
 # No news and no check for updates: nothing but the notebook asks for attention, and nothing leaves the machine.
 # Every cell is in the page, also those out of sight.
@@ -75,7 +75,8 @@ class Lab:
             "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme}).then(() => null)",
             THEMES[dark],
         )
-        page.wait_for_timeout(SETTLE_MS)
+        page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=THEMES[dark])
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def _note(self, kind: str, text: str) -> None:
         if kind == "error" and not any(word in text for word in HARMLESS):

@@ -34,6 +34,7 @@ STYLE = """<style>
   color: var(--jp-ui-font-color1, inherit); }
 .blockkit-trouble { padding: 2px 8px; border-left: 4px solid var(--jp-error-color1, #d32f2f); }
 .blockkit-plot .widget-html-content { width: 100%; }
+.blockkit-explorer .widget-readout { flex: 0 0 auto; min-width: 3em; max-width: none; }
 .blockkit-explorer pre.blockkit-lines { margin: 0; padding: 6px 10px; overflow-x: auto; font-size: 13px;
   line-height: 1.5; font-family: var(--jp-code-font-family, monospace); color: var(--jp-ui-font-color1, inherit);
   background: var(--jp-layout-color2, transparent); border: 1px solid var(--jp-border-color2, #bbb); }

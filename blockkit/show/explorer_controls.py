@@ -33,7 +33,7 @@ class Controls:
             "matrix": widgets.Text(by(case.image_shape), continuous_update=False, description="matrix z y x"),
             "coils": widgets.BoundedIntText(case.n_coils, min=1, max=1024, description="coils"),
             "samples": widgets.BoundedFloatText(
-                case.n_samples / 1e6, min=1e-3, max=1e4, step=0.5, description="samples, 10⁶"
+                case.n_samples / 1e6, min=0, max=1e4, step=0.5, description="samples, 10⁶"
             ),
             "unrolls": widgets.IntSlider(setting.n_unrolls, 1, max(20, setting.n_unrolls), description="unrolls"),
             "channels": widgets.IntSlider(setting.n_channels, 1, 128, description="channels"),

@@ -54,7 +54,7 @@ def parts_sketch(bars: Mapping[str, Mapping[str, int]], budget: float) -> Sketch
     highest = max(totals[-1], min(max(totals), FAR * totals[-1]))
     near = budget <= FAR * highest
     top = HEADROOM * (max(budget, totals[-1]) if near else highest)
-    chart = Chart(sketch, 62, 12, 352, HEIGHT - 32, len(bars), top / GIB)
+    chart = Chart(sketch, 68, 12, 352, HEIGHT - 32, len(bars), top / GIB)
     chart.draw_y("peak memory (GiB)")
     for i, (label, parts) in enumerate(bars.items()):
         _draw_bar(chart, i, parts)
@@ -150,7 +150,7 @@ def curve_sketch(
     sides = np.cbrt([float(prod(blocks[i])) for i in order])
     gibs, extra = np.array([peaks[i] / GIB for i in order]), np.array([100 * (work[i] - 1) for i in order])
     line = budget / GIB
-    frame = (58, 54, 442, HEIGHT - 46, 1.03 * sides.max())
+    frame = (66, 54, 434, HEIGHT - 46, 1.03 * sides.max())
     chart = Chart(sketch, *frame, 1.15 * max(gibs.max(), line if line < 2 * gibs.max() else 0))
     right = Chart(sketch, *frame, 1.15 * max(extra.max(), 1.0))
     chart.draw_y("peak memory (GiB)")
@@ -206,7 +206,7 @@ def checks_sketch(groups: Mapping[str, Mapping[str, float]]) -> Sketch:
     width = 0.8 / max(1, len(names))
     top = max((n for bars in groups.values() for n in bars.values()), default=1.0)
     scale, unit = (GIB, "GiB") if top >= GIB else (2**20, "MiB")
-    chart = Chart(sketch, 62, 44, 490, HEIGHT - 46, max(1, len(groups)), 1.12 * max(top, 1.0) / scale)
+    chart = Chart(sketch, 68, 44, 490, HEIGHT - 46, max(1, len(groups)), 1.12 * max(top, 1.0) / scale)
     chart.draw_y(f"peak memory ({unit})")
     for i, (label, bars) in enumerate(groups.items()):
         for line, text in enumerate(label.splitlines()):

@@ -175,7 +175,7 @@ class Chart:
             if not right:
                 self.sketch.line([(self.left, y), (self.right, y)], "rule")
             self.sketch.words(side + 6 * sign, y + 4, f"{tick:g}", anchor="start" if right else "end")
-        place = side + sign * 44
+        place = side + sign * 51
         self.sketch.words(place, (self.top + self.bottom) / 2, label, anchor="middle", style="turned", size=13)
 
     def draw_x(self, label: str) -> None:

@@ -19,15 +19,18 @@ function element(tag, attributes = {}, ...children) {
 
 // What all views of one viewer share: the last panels, the last words, and the events that wait.
 function makeStore(model) {
-  const store = { panels: new Map(), view: null, texts: null, error: "", views: new Set() };
+  const store = { panels: new Map(), view: null, texts: null, error: "", busy: false, views: new Set() };
   const queue = [];
   let count = 0, busy = 0, giveUp = 0, idle = 0;
 
   function pump() {
-    if (busy || !queue.length) return;
-    busy = ++count;
-    model.send({ ...queue.shift(), reply: busy });
-    giveUp = setTimeout(() => { busy = 0; pump(); }, GIVE_UP_MS);
+    if (!busy && queue.length) {
+      busy = ++count;
+      model.send({ ...queue.shift(), reply: busy });
+      giveUp = setTimeout(() => { busy = 0; pump(); }, GIVE_UP_MS);
+    }
+    store.busy = Boolean(busy);
+    for (const view of store.views) view.mark();
   }
 
   store.send = (event) => {
@@ -264,6 +267,7 @@ export default () => {
       el.append(root);
 
       const view = {
+        mark() { root.setAttribute("aria-busy", store.busy); },
         update(content) {
           alert.textContent = store.error;
           if (!store.view) return;

@@ -75,7 +75,7 @@ class Lab:
             "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme}).then(() => null)",
             THEMES[dark],
         )
-        page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=THEMES[dark])
+        page.wait_for_function(PAINTED, arg=THEMES[dark])
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def _note(self, kind: str, text: str) -> None:
@@ -84,6 +84,7 @@ class Lab:
 
 
 READY = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+PAINTED = "theme => document.body.dataset.jpThemeName === theme && !document.querySelector('#jupyterlab-splash')"
 THEMES = {False: "JupyterLab Light", True: "JupyterLab Dark"}
 
 

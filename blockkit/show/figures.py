@@ -69,7 +69,7 @@ def show_slices(
     position = check_index(index, shape, axes)
     levels = windows(all_brightest(volumes), part)
     rows = [slice_row(volumes, axis, position, part, levels, sizes, crosshair) for axis in cuts]
-    return draw(with_texts(rows, list(volumes), captions(volumes) if metrics else {}), part)
+    return draw(with_texts(rows, list(volumes), _notes(volumes, metrics=metrics)), part)
 
 
 def show_mip(
@@ -88,7 +88,7 @@ def show_mip(
     levels = windows({name: brightest(image[None]) for name, image in images.items()})
     panels = [make_panel(name, image, "magnitude", levels[name], size) for name, image in images.items()]
     panels = [replace(panel, row=f"maximum along {axis}") for panel in panels]
-    return draw(with_texts([panels], list(volumes), captions(volumes) if metrics else {}), "magnitude")
+    return draw(with_texts([panels], list(volumes), _notes(volumes, metrics=metrics)), "magnitude")
 
 
 def show_coils(
@@ -110,7 +110,7 @@ def show_coils(
     window = {"magnitude": (0.0, top), "phase": (-np.pi, np.pi)}.get(part, (-top, top))
     coils = {f"coil {i}": one for i, one in enumerate(maps)}
     panels = slice_row(coils, along, position, part, dict.fromkeys(coils, window), sizes)
-    panels = with_texts([panels], list(coils), {})[0]
+    panels = with_texts([panels], list(coils))[0]
     width = -(-len(panels) // -(-len(panels) // 8))
     return draw([panels[i : i + width] for i in range(0, len(panels), width)], part)
 
@@ -178,6 +178,11 @@ def captions(volumes: Mapping[str, Volume]) -> dict[str, str]:
     reference = volumes["reference"]
     compared = [name for name in volumes if name != "reference" and not is_error(name)]
     return {name: _caption(volumes[name], reference) for name in compared}
+
+
+def _notes(volumes: Mapping[str, Volume], *, metrics: bool) -> list[str]:
+    said = captions(volumes) if metrics else {}
+    return [said.get(name, "") for name in volumes]
 
 
 def _caption(image: Volume, reference: Volume) -> str:

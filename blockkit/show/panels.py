@@ -66,11 +66,13 @@ def plane_size(shape: Sequence[int], axis: int, voxel_size: Sequence[float]) -> 
     return shape[row] * voxel_size[row], shape[column] * voxel_size[column]
 
 
-def with_texts(rows: list[list[Panel]], titles: list[str], notes: Mapping[str, str]) -> list[list[Panel]]:
+def with_texts(rows: list[list[Panel]], titles: list[str], notes: Sequence[str] = ()) -> list[list[Panel]]:
     """Write titles above the first row, what is cut at the left of each row, and ``notes`` under the last one."""
     titled = [[replace(panel, row=panel.row if j == 0 else "") for j, panel in enumerate(row)] for row in rows]
     titled[0] = [replace(panel, title=title) for panel, title in zip(titled[0], titles, strict=True)]
-    titled[-1] = [replace(panel, caption=notes.get(title, "")) for panel, title in zip(titled[-1], titles, strict=True)]
+    titled[-1] = [
+        replace(panel, caption=note) for panel, note in zip(titled[-1], notes or [""] * len(titles), strict=True)
+    ]
     return titled
 
 

@@ -47,10 +47,15 @@ def plane_title(state: ViewState, axis: int) -> str:
     return f"{PLANES[axis]}, maximum of {AXES[axis]} = {first} to {last - 1}"
 
 
+def magnified(scene: Scene, state: ViewState, name: str) -> str:
+    """Return the name of a volume; that of an error map with how much it is magnified."""
+    return f"{name} × {scene.magnification(state, name):.3g}" if is_error(name) else name
+
+
 def column_title(scene: Scene, state: ViewState, column: int) -> str:
     """Return the title of a column: its name, how much an error map is magnified, what a blink put in its place."""
     name = shown_names(state)[column]
-    title = f"{name} × {scene.magnification(state, name):.3g}" if is_error(name) else name
+    title = magnified(scene, state, name)
     return title if name == state.names[column] else f"{title} (for {state.names[column]})"
 
 

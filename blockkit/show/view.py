@@ -27,7 +27,15 @@ from blockkit.show.state import (
     shown_names,
     step,
 )
-from blockkit.show.texts import check_orientation, column_title, describe, edge_marks, plane_title, score_html
+from blockkit.show.texts import (
+    check_orientation,
+    column_title,
+    describe,
+    edge_marks,
+    magnified,
+    plane_title,
+    score_html,
+)
 
 DPI = 200
 FIELDS = ("position", "axis", "column", "part", "window", "error_window", "slab", "zoom", "partner", "profile")
@@ -137,7 +145,9 @@ class View:
         names = shown_names(self.state)
         rows = [[self._panel(name, axis) for name in names] for axis in range(3)]
         notes = self.scores.whole() if wait or not self.scores.large else {}
-        return draw(with_texts(rows, names, notes), self.state.part if self.state.slab == 1 else "magnitude")
+        titles = [magnified(self.scene, self.state, name) for name in names]
+        rows = with_texts(rows, titles, [notes.get(name, "") for name in names])
+        return draw(rows, self.state.part if self.state.slab == 1 else "magnitude")
 
     def png(self) -> bytes:
         """Return :meth:`figure` as a PNG file."""

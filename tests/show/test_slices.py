@@ -296,6 +296,16 @@ def test_the_figure_shows_what_the_viewer_shows() -> None:
     assert differences(before, fingerprint(viewer.figure()))
 
 
+def test_the_figure_says_how_much_an_error_is_magnified() -> None:
+    image = np.full((6, 8, 10), 10.0)
+    viewer = SliceViewer({"a": image, "reference": image, "error of a": image / 40})
+    assert [axes.get_title() for axes in viewer.figure().axes[:3]] == ["a", "reference", "error of a × 40"]
+    viewer._view.step({"type": "set", "name": "error_window", "value": (0, 0.5)})
+    assert viewer.figure().axes[2].get_title() == "error of a × 80"
+    assert viewer.figure().axes[6].get_xlabel().startswith("PSNR ")
+    assert viewer.figure().axes[8].get_xlabel() == ""
+
+
 @BOTH
 def test_a_page_without_a_kernel_gets_the_picture_its_words_and_its_fingerprint(face: Face) -> None:
     v = volume()

@@ -10,7 +10,6 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
 NBVAL := --nbval --nbval-cell-timeout 300
-UI_SETUP := @$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,test,ui]'
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # An environment made for another folder (a copied checkout) would test the code in that folder: set up again.
@@ -18,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow ui accept tour bench bench-ui paper quality train ablate clean distclean
+.PHONY: help setup lab test check slow ui ui-setup accept tour bench bench-ui paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -30,7 +29,7 @@ help:
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
 	@echo 'make bench      memory, plans, NUFFT, ways to run a step, peers: tables in benchmarks/results/, half an hour'
-	@echo 'make bench-ui   from key press to new picture in a browser, in ms: table in benchmarks/results/ui.md'
+	@echo 'make bench-ui   both widgets, from key press to new picture in a browser, in ms: benchmarks/results/ui.md'
 	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
 	@echo 'make quality    MBDL against tuned compressed sensing: quality, robustness, time; hours, goes on where it was stopped'
 	@echo 'make train      train the weights file that comes with blockkit anew'
@@ -71,8 +70,10 @@ check: setup
 slow: setup
 	$(PYTEST) -m slow tests
 
-ui: setup
-	$(UI_SETUP)
+ui-setup: setup
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,test,ui]'
+
+ui: ui-setup
 	$(PY) -m pytest -m ui $(PYTEST_ARGS) tests/ui
 
 accept: setup
@@ -84,9 +85,8 @@ tour: setup
 bench: setup
 	@for one in memory plans nufft methods peers gpu; do $(PY) benchmarks/$$one.py || exit 1; done
 
-bench-ui: setup
-	$(UI_SETUP)
-	$(PY) benchmarks/viewer_browser.py
+bench-ui: ui-setup
+	$(PY) benchmarks/ui.py
 
 paper: setup
 	$(PY) benchmarks/paper_size.py

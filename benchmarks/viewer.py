@@ -3,7 +3,7 @@
     python benchmarks/viewer.py
 
 The image face counts its scores of the slice, which come after its pictures. The way through the browser and back
-comes on top: see benchmarks/viewer_browser.py.
+comes on top: see benchmarks/ui.py.
 """
 
 import time

@@ -4,6 +4,8 @@ import ast
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -218,6 +220,48 @@ def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert re.search(r"^make test$", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+@pytest.mark.parametrize(
+    ("stubs", "made", "said"),
+    [
+        ({"chromium": "exit 0"}, ["test", "ui-setup", "ui"], ""),
+        ({"apt-get": 'case "$*" in *chromium*) printf "#!/bin/sh\\n" > $HERE/chromium; chmod +x $HERE/chromium;; esac'},
+         ["test", "ui-setup", "ui"], ""),
+        ({"apt-get": "exit 100"}, ["test"], "no chromium or chrome is here"),
+        ({"chromium": "exit 127", "apt-get": "exit 0"}, ["test"], "no chromium or chrome is here"),
+        ({"id": "echo 1000", "apt-get": "echo asked to install; exit 0"}, ["test"], "no chromium or chrome is here"),
+        ({"chromium": "exit 0", "make": '[ "$1" != ui-setup ]'}, ["test", "ui-setup"], "pip could not install"),
+    ],
+    ids=["a browser", "one to install", "none to install", "one that does not start", "not root", "no playwright"],
+)  # fmt: skip
+def test_continuous_integration_tests_the_widgets_where_there_is_a_browser(
+    stubs: dict[str, str], made: list[str], said: str, tmp_path: Path
+) -> None:
+    done = run_ci(tmp_path, stubs)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "made").read_text(encoding="utf-8").split() == made
+    assert (said in done.stdout) if said else (done.stdout == "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+@pytest.mark.parametrize("failing", ["test", "ui"])
+def test_continuous_integration_fails_where_a_test_fails(failing: str, tmp_path: Path) -> None:
+    assert run_ci(tmp_path, {"chromium": "exit 0", "make": f'[ "$1" != {failing} ]'}).returncode != 0
+
+
+def run_ci(folder: Path, stubs: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run the script where no commands are but these, shell scripts in ``folder`` that note what is made."""
+    for name in ("bash", "dirname", "timeout", "chmod"):
+        (folder / name).symlink_to(shutil.which(name) or name)
+    for name, body in {"id": "echo 0", "make": "", **stubs}.items():
+        note = 'echo "$1" >> $HERE/made\n' if name == "make" else ""
+        (folder / name).write_text(f"#!/bin/sh\n{note}{body}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": str(folder), "HERE": str(folder)}
+    script = [str(folder / "bash"), str(ROOT / ".ci" / "run")]
+    return subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_commands_without_make_install_what_make_installs() -> None:

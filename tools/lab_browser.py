@@ -150,7 +150,7 @@ def chromium() -> Iterator[Browser]:
     path = os.environ.get("BROWSER_PATH") or next((one for one in found if one), None)
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         except Error as error:
             raise RuntimeError(
                 f"No browser starts ({path or 'of playwright'}). Install one: python -m playwright install chromium, "

@@ -113,12 +113,13 @@ class TrainingView:
     def __repr__(self) -> str:
         return f"TrainingView({self.describe()})"
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if self._progress is None:
-            return {"text/plain": repr(self)}
+            return {"text/plain": repr(self)}, {}
         figure = self.figure()
         picture = print_figure(figure, fmt="png", base64=True)  # type: ignore[no-untyped-call]
-        return {"text/plain": repr(self), "image/png": picture, MIME: fingerprint(figure)}
+        shown = {"text/plain": repr(self), "image/png": picture, MIME: fingerprint(figure)}
+        return shown, {"image/png": {"alt": self.describe()}}
 
     def _show(self) -> None:
         if not self._in_notebook:
@@ -166,6 +167,7 @@ def _draw_scores(ax: Axes, progress: Progress) -> None:
 
 def _dress(ax: Axes, progress: Progress) -> None:
     ax.set_xlim(0, progress.n_steps)
+    ax.ticklabel_format(axis="y", useOffset=False)
     ax.set_xlabel("step", fontsize=SMALL + 1)
     ax.tick_params(labelsize=SMALL)
     ax.spines[["top", "right"]].set_visible(False)

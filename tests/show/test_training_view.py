@@ -49,7 +49,7 @@ class Handle:
     """Stands for a place in a notebook."""
 
     def __init__(self) -> None:
-        self.shown: list[dict[str, Any]] = []
+        self.shown: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def display(self, view: TrainingView, **_: object) -> "Handle":
         self.update(view)
@@ -73,8 +73,9 @@ def test_in_a_notebook_one_picture_is_drawn_anew(
     view = TrainingView(every=0)
     history = fit(model(), scans[:2], validation=scans[2:], n_steps=4, watch=view)
     assert len(notebook.shown) == 1 + 4 + 2 + 1  # at the start, after each step and each validation, at the end
-    last = notebook.shown[-1]
+    last, metadata = notebook.shown[-1]
     assert {"image/png", "text/plain", MIME} == set(last)
+    assert metadata["image/png"]["alt"].startswith("step 4 of 4, loss ")
     assert json.dumps(last[MIME])
     drawn = view.figure()
     assert list(drawn.axes[0].lines[0].get_ydata()) == history.losses

@@ -27,7 +27,7 @@ BREAK = """def fail(*args):
 broken._sketches = fail"""
 NAMES = ("parts", "blocks", "curve", "checks")
 PATIENCE_MS, WORK_MS = (
-    10_000,
+    30_000,
     120_000,
 )  # a busy machine is slow, and what does not come at all is found out all the same
 

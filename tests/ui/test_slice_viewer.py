@@ -18,7 +18,7 @@ smooth = (reference + reference.roll(1, 0) + reference.roll(1, 1) + reference.ro
 volumes = {"MBDL": image, "CS": smooth, "reference": reference, "error of MBDL": abs(image - reference.numpy())}"""
 CANVAS = 'viewer = bk.SliceViewer(volumes, orientation="HAR")\nviewer'
 IMAGE = 'viewer = bk.SliceViewer(volumes, face="image")\nviewer'
-PATIENCE_MS = 10_000  # a busy machine is slow, and what does not come at all is found out all the same
+PATIENCE_MS = 30_000  # a busy machine is slow, and what does not come at all is found out all the same
 ALL = {(axis, column) for axis in range(3) for column in range(4)}
 DEAF = """class Deaf(bk.SliceViewer):
     def _handle(self, event, act):

@@ -60,7 +60,8 @@ CONTROL = """([name, choice]) => {
   const root = document.querySelector('.blockkit-explorer');
   const lines = root.querySelector('.blockkit-lines').closest('.widget-html');
   const label = [...root.querySelectorAll('label')].find(one => one.textContent.trim() === name);
-  const control = label.closest('.jupyter-widgets').querySelector('.noUi-handle, select, input');
+  const box = label.closest('.jupyter-widgets');
+  const control = box.querySelector('.noUi-handle') || box.querySelector('select, input');
   control.focus();
   window.took = new Promise(resolve => {
     let start = 0;

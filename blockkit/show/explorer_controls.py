@@ -15,6 +15,23 @@ SIZES = ("300 x 200 x 300", "350 x 250 x 350", "400 x 250 x 400", "450 x 300 x 4
 OTHER_SIZE = "another size"
 BUDGETS = tuple((f"{gib} GiB", float(gib)) for gib in (8, 10, 11, 12, 16, 24, 32, 40, 48, 80, 96, 141))
 PRECISIONS = (("single", "single"), ("half in the network", "half"), ("double", "double"))
+TIPS = {
+    "preset": "sizes of the paper",
+    "matrix": "voxels along z, y, x",
+    "coils": "coils of the scan",
+    "samples": "k-space samples of a coil, in millions",
+    "unrolls": "regularizer and data-consistency step, so many times",
+    "channels": "channels of the ResidualCNN",
+    "layers": "convolutions of the ResidualCNN, and so the halo in voxels",
+    "block": "voxels along z, y, x of a block",
+    "coils at once": "coils that the encoding operator takes together",
+    "recompute": "run the blocks again in backward, in place of keeping their activations",
+    "offload": "keep what the unrolls need for backward in a file",
+    "maps": "coil maps defined by a value every 8 voxels",
+    "precision": "half: bfloat16 inside the network",
+    "run": "what to count the bytes of",
+    "budget": "memory of the device, GiB = 2^30 bytes",
+}
 MOST_VOXELS = 10**10
 WIDE, WIDER = 250, 330  # pixels
 
@@ -52,6 +69,7 @@ class Controls:
             "budget": widgets.Dropdown(options=budgets, value=setting.budget_gib, description="budget"),
         }  # fmt: skip
         for name, control in self.by_name.items():
+            control.tooltip = TIPS[name]
             left, width = (10 if isinstance(control, widgets.Checkbox) else 0), (WIDER if name == "block" else WIDE)
             control.layout = widgets.Layout(width=f"{width - left}px", margin=f"2px 10px 2px {left}px")
             if not left:

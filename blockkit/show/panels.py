@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from blockkit.checks import Shape3
@@ -17,6 +18,9 @@ from blockkit.show.render import AXES, Part, Volume, is_error, take_part, take_p
 
 Window = tuple[float, float]
 COLORS = {"magnitude": "gray", "real": "gray", "imaginary": "gray", "phase": "twilight", "error": "magma"}
+# Of the marks inside a panel: x, y, and which side of the text lies there.
+EDGES = ((0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"), (0.02, 0.5, "left", "center"),
+         (0.98, 0.5, "right", "center"))  # fmt: skip
 BAR_LABELS = {"phase": "phase (rad)", "error": "error (a.u.)"}
 
 
@@ -32,6 +36,8 @@ class Panel:
     row: str = ""
     caption: str = ""
     crosshair: tuple[int, int] | None = None
+    marks: tuple[str, ...] = ()
+    """What is written inside at the top, bottom, left and right edge."""
 
 
 def make_panel(name: str, plane: NDArray[Any], part: Part, window: Window, size: tuple[float, float]) -> Panel:
@@ -116,6 +122,11 @@ def _draw_panel(ax: Axes, panel: Panel) -> Any:
     if panel.crosshair is not None:
         ax.axhline(panel.crosshair[0], color=_rgb(CROSSHAIR_COLOR), linewidth=0.7, alpha=0.7)
         ax.axvline(panel.crosshair[1], color=_rgb(CROSSHAIR_COLOR), linewidth=0.7, alpha=0.7)
+    for text, (x, y, across, up) in zip(panel.marks, EDGES, strict=False):
+        outline = [withStroke(linewidth=2, foreground="black")]
+        ax.text(
+            x, y, text, transform=ax.transAxes, ha=across, va=up, color="white", fontsize=8, path_effects=outline
+        )  # fmt: skip
     return image
 
 

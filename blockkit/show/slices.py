@@ -41,8 +41,10 @@ class SliceViewer(widgets.VBox):  # type: ignore[misc]
         ``"canvas"`` needs anywidget; ``"image"`` needs nothing more; ``"auto"`` is the canvas where anywidget is
         installed.
     orientation
-        The side of the body where z, y and x begin: H or F, A or P, R or L. ``None`` writes the axes at the edges
-        instead. blockkit's own phantom and scans are ``"HAR"``.
+        Three letters, the side of the body where z, where y and where x begins (index 0): H head or F feet, A
+        anterior or P posterior, R right or L left, in the order that the axes have. ``"HAR"``, as blockkit's own
+        phantom and scans have it: z from head to feet, y from front to back, x from the right of the body to its left.
+        The letters stand at the edges of the panels. ``None``: the names of the axes do.
     """
 
     def __init__(

@@ -15,8 +15,9 @@ def check_orientation(orientation: str | None) -> str:
     """Return three letters, the side of the body where z, y and x begin, or "" for ``None``."""
     if orientation is None:
         return ""
-    pairs = {frozenset((letter, OPPOSITE.get(letter, ""))) for letter in orientation}
-    if len(orientation) != 3 or len(pairs) != 3 or not set(orientation) <= set(OPPOSITE):
+    letters = orientation if isinstance(orientation, str) else ""
+    pairs = {frozenset((letter, OPPOSITE.get(letter, ""))) for letter in letters}
+    if len(letters) != 3 or len(pairs) != 3 or not set(letters) <= set(OPPOSITE):
         raise ValueError(
             f"orientation is {orientation!r}, expected three letters for where z, y and x begin, one of each pair H/F "
             'A/P and R/L, such as "HAR"; or None to leave them out.'

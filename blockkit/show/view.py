@@ -166,4 +166,5 @@ class View:
         first, last = depth(state, axis)
         label = f"{AXES[axis]} = {first}" if last - first == 1 else f"maximum of {AXES[axis]} = {first} to {last - 1}"
         mark = state.position[row] - visible[0], state.position[column] - visible[2]
-        return replace(panel, row=label, crosshair=mark)
+        marks = edge_marks(self.orientation, axis) if self.orientation else []
+        return replace(panel, row=label, crosshair=mark, marks=tuple(marks))

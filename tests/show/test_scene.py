@@ -1,6 +1,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,8 +213,8 @@ def test_the_letters_at_the_edges_are_those_of_the_axes() -> None:
     assert sides(edge_marks("", 0)) == "y ↓  x →"
 
 
-@pytest.mark.parametrize("letters", ["HA", "HFR", "XAR", "har", "HAAR"])
-def test_letters_that_are_no_orientation_are_refused(letters: str) -> None:
+@pytest.mark.parametrize("letters", ["HA", "HFR", "XAR", "har", "HAAR", 3])
+def test_letters_that_are_no_orientation_are_refused(letters: Any) -> None:
     with pytest.raises(ValueError, match="expected three letters"):
         check_orientation(letters)
 

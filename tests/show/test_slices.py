@@ -306,6 +306,16 @@ def test_the_figure_says_how_much_an_error_is_magnified() -> None:
     assert viewer.figure().axes[8].get_xlabel() == ""
 
 
+def test_the_figure_says_where_the_sides_of_the_body_are() -> None:
+    drawn = SliceViewer({"a": volume()}, orientation="HAR").figure().axes[:3]
+    assert [[text.get_text() for text in axes.texts] for axes in drawn] == [
+        ["A", "P", "R", "L"],
+        ["H", "F", "R", "L"],
+        ["H", "F", "A", "P"],
+    ]
+    assert not SliceViewer({"a": volume()}).figure().axes[0].texts
+
+
 @BOTH
 def test_a_page_without_a_kernel_gets_the_picture_its_words_and_its_fingerprint(face: Face) -> None:
     v = volume()

@@ -26,17 +26,16 @@ BREAK = """def fail(*args):
     raise MemoryError("no room for a line")
 broken._sketches = fail"""
 NAMES = ("parts", "blocks", "curve", "checks")
-PATIENCE_MS, WORK_MS = (
-    30_000,
-    120_000,
-)  # a busy machine is slow, and what does not come at all is found out all the same
+UNCHANGED_MS = 3000
+# A busy machine is slow, and what does not come at all is found out all the same.
+PATIENCE_MS, WORK_MS = 30_000, 240_000
 
 
 class Explorer:
     """An explorer in a page: what it shows, and a hand on its controls."""
 
-    def __init__(self, page: Any, number: int = 0, *, patience_ms: int = PATIENCE_MS) -> None:
-        self.page, self.number, self.patience_ms = page, number, patience_ms
+    def __init__(self, page: Any, number: int = 0) -> None:
+        self.page, self.number, self.patience_ms = page, number, PATIENCE_MS
         self.root = page.locator(".blockkit-explorer").nth(number)
         self.root.locator(".blockkit-lines").wait_for()
         self.root.scroll_into_view_if_needed()
@@ -206,7 +205,8 @@ def test_without_its_callback_the_explorer_is_found_out(notebook: Callable[..., 
     from playwright.sync_api import TimeoutError as Unchanged
 
     opened = notebook(IMPORT, DEAF, f"broken = {EXPLORER}\nbroken", BREAK)
-    deaf, broken = Explorer(opened, 0, patience_ms=3000), Explorer(opened, 1)
+    deaf, broken = Explorer(opened, 0), Explorer(opened, 1)
+    deaf.patience_ms = UNCHANGED_MS
     before = deaf.pictures(), deaf.said()
     with pytest.raises(Unchanged):
         deaf.slide("unrolls", "ArrowRight")

@@ -18,6 +18,7 @@ smooth = (reference + reference.roll(1, 0) + reference.roll(1, 1) + reference.ro
 volumes = {"MBDL": image, "CS": smooth, "reference": reference, "error of MBDL": abs(image - reference.numpy())}"""
 CANVAS = 'viewer = bk.SliceViewer(volumes, orientation="HAR")\nviewer'
 IMAGE = 'viewer = bk.SliceViewer(volumes, face="image")\nviewer'
+UNCHANGED_MS = 3000
 PATIENCE_MS = 30_000  # a busy machine is slow, and what does not come at all is found out all the same
 ALL = {(axis, column) for axis in range(3) for column in range(4)}
 DEAF = """class Deaf(bk.SliceViewer):
@@ -30,6 +31,11 @@ BROKEN = """def fail(*args):
 viewer = bk.SliceViewer(volumes)
 viewer._view.scene.line = fail
 viewer"""
+ODD = """import numpy as np
+import blockkit as bk
+lost, zeros, one = np.full((3, 4, 5), np.nan), np.zeros((6, 5, 4)), np.ones((1, 1, 1), bool)
+flat, whole = np.random.default_rng(0).random((1, 40, 36)), np.arange(60).reshape(3, 4, 5)"""
+ODD_NAMES = ("lost", "zeros", "one", "flat", "whole")
 # Versions count the panels that the kernel sent; what is painted has the crosshair over it.
 VERSIONS = "all => all.map(one => Number(one.dataset.version))"
 PAINTED = "all => all.map(one => one.toDataURL())"
@@ -39,10 +45,11 @@ LINKS = "all => all.map(one => one.src)"
 class Viewer:
     """The canvas in a page: what its panels show, and a hand on pointer and keys."""
 
-    def __init__(self, page: Any, number: int = 0, *, patience_ms: int = PATIENCE_MS) -> None:
-        self.page, self.number, self.patience_ms = page, number, patience_ms
+    def __init__(self, page: Any, number: int = 0, *, columns: int = 4) -> None:
+        self.page, self.number, self.columns, self.patience_ms = page, number, columns, PATIENCE_MS
         self.root = page.locator(".blockkit-viewer").nth(number)
-        self.root.locator(".blockkit-table table").first.wait_for()
+        self.root.scroll_into_view_if_needed()
+        self.wait("root.dataset.frames !== '0' && root.ariaBusy === 'false' && !root.ariaLabel.startsWith('slice')")
         self.root.scroll_into_view_if_needed()
 
     def all(self, script: str) -> list[Any]:
@@ -56,7 +63,7 @@ class Viewer:
         self.page.wait_for_function(f"(root => {condition})({where})", timeout=self.patience_ms)
 
     def panel(self, axis: int, column: int) -> Any:
-        return self.root.locator(".blockkit-panel").nth(4 * axis + column)
+        return self.root.locator(".blockkit-panel").nth(self.columns * axis + column)
 
     def at(self) -> list[int]:
         said = [self.root.locator(".blockkit-plane span").nth(axis).inner_text() for axis in range(3)]
@@ -68,7 +75,8 @@ class Viewer:
         act()
         self.wait(f"root.dataset.frames !== '{frames}' && root.ariaBusy === 'false'")
         after = self.all(VERSIONS)
-        return {(i // 4, i % 4) for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]}
+        n = self.columns
+        return {(i // n, i % n) for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]}
 
     def press(self, axis: int, column: int, key: str) -> set[tuple[int, int]]:
         self.panel(axis, column).focus()
@@ -206,11 +214,25 @@ def test_a_screen_reader_hears_what_is_seen(viewer: Viewer) -> None:
     assert viewer.panel(1, 2).get_attribute("aria-label") == "reference, coronal, y = 24"
 
 
+def test_odd_volumes_are_pictures_and_take_keys(notebook: Callable[..., Any], lab: Any, screenshot: Any) -> None:
+    opened = notebook(ODD, *(f"bk.SliceViewer({{'a': {name}, 'error': {name}}})" for name in ODD_NAMES))
+    for number, name in enumerate(ODD_NAMES):
+        viewer = Viewer(opened, number, columns=2)
+        for key in ("PageDown", "ArrowRight", "+", "m", "p", "b", "r"):
+            viewer.press(0, 0, key)
+        assert viewer.root.locator(".blockkit-alert").inner_text() == ""
+        sizes = [viewer.panel(axis, 1).bounding_box() for axis in range(3)]
+        assert all(size["width"] >= 5 and size["height"] >= 5 for size in sizes)
+        screenshot(viewer.root, f"slices-odd-{name}")
+    assert lab.logged == []
+
+
 def test_without_its_callback_the_viewer_is_found_out(notebook: Callable[..., Any]) -> None:
     from playwright.sync_api import TimeoutError as Unchanged
 
     opened = notebook(VOLUMES, DEAF, BROKEN)
-    viewer = Viewer(opened, 0, patience_ms=3000)
+    viewer = Viewer(opened, 0)
+    viewer.patience_ms = UNCHANGED_MS
     for act in (
         lambda: viewer.page.mouse.click(*viewer.point(0, 1, 0.26, 0.51)),
         lambda: viewer.press(0, 0, "PageDown"),

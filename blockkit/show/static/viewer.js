@@ -295,6 +295,7 @@ export default () => {
         },
       };
       store.views.add(view);
+      view.mark();
       const observer = new ResizeObserver(() => panels.forEach((panel) => panel.paint()));
       panels.forEach((panel) => observer.observe(panel.canvas));
       if (store.view) view.update({ type: "frame", panels: [] });

@@ -7,6 +7,7 @@ event until all new pictures are in the page and the next frame of the screen ha
 of 300 x 200 x 300 voxels, the explorer a step at that size.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,8 +101,9 @@ CHOICES = {
 
 
 def main() -> int:
+    busy = f"of {os.cpu_count()}, with {os.getloadavg()[0]:.1f} processes at work before it began"
     head = "JupyterLab and headless Chromium on the same machine"
-    lines = [f"{machine()}; {head}, {N_KEYS} key presses in the viewer, {N_CHANGES} changes of a control.", ""]
+    lines = [f"{machine()} {busy}; {head}, {N_KEYS} key presses in the viewer, {N_CHANGES} changes of a control.", ""]
     lines += ["| face | key or control | median (ms) | 90 % within (ms) | limit (ms) |", "|:--|:--|--:|--:|--:|"]
     slow = 0
     with lab_server() as lab, chromium() as browser:

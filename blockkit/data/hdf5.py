@@ -2,8 +2,9 @@
 
 A dataset's shape is a promise in its header. Before anything of that size is allocated, its bytes are held against
 those that the file stores for it, and these against the size of the file. Links to other files are not followed. And
-since damaged bytes can crash the HDF5 library, or hold it in a loop, each file is tried in a process of its own first
-(:mod:`blockkit.data.probe`), on Linux with glibc's check of the heap. What remains: beyond 1 GiB only the directory is
+since damaged bytes can crash the HDF5 library, hold it in a loop, or make it ask for gigabytes, each file is tried in a
+process of its own first (:mod:`blockkit.data.probe`), of limited time and memory, on Linux with glibc's check of the
+heap. What remains: beyond 1 GiB only the directory is
 tried, not the values; and elsewhere a write past the library's memory that does not crash at once is not seen.
 """
 
@@ -11,6 +12,7 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -31,6 +33,12 @@ _WALL_SECONDS = 300  # where a process cannot be limited in processor time
 # Damaged bytes can make the HDF5 library write past its memory without a crash, which then comes much later: glibc's
 # own check ends the process at once. Where there is no such library, the loader goes on without it.
 _HEAP_CHECK = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"} if sys.platform == "linux" else {}
+
+_TOO_SLOW = -getattr(signal, "SIGPROF", 0)
+_KILLED_BY = (
+    "reading it crashes the HDF5 library or takes it for ever (the process that tried ended with {}). "
+    "Its bytes cannot be right"
+)
 
 
 @contextmanager
@@ -107,11 +115,16 @@ class _Prober:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._owner = os.getpid()
+        self._slow: tuple[int, ...] | None = None  # the file that last took too long, and need not be tried again
         self._lock = threading.Lock()
 
     def ask(self, path: Path, values: bool) -> str | None:
         """Return why a file cannot be read, or None if it can, or if no process can be started to try it."""
         with self._lock:
+            found = path.stat()
+            this = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+            if this == self._slow:
+                return _KILLED_BY.format(_TOO_SLOW)
             try:
                 process = self._start()
                 requests, answers = _pipes(process)
@@ -129,11 +142,9 @@ class _Prober:
                 said = json.loads(answer)
                 return None if said is None else str(said)
             code = process.wait()
+            self._slow = this if code == _TOO_SLOW else None
             self._end()
-        return (
-            f"reading it crashes the HDF5 library or takes it for ever (the process that tried ended with {code}). "
-            "Its bytes cannot be right"
-        )
+        return _KILLED_BY.format(code)
 
     def _start(self) -> subprocess.Popen[str]:
         if self._owner != os.getpid():  # after a fork: the process is the parent's

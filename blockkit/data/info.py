@@ -16,11 +16,11 @@ from blockkit.data.formats import FORMAT, find_datasets, read_voxel_size
 from blockkit.data.hdf5 import check_stored, find, open_hdf5, plain, read_attribute
 from blockkit.data.ismrmrd import MAPS, find_acquisitions, find_group, is_imaging, read_header, read_heads
 from blockkit.data.ismrmrd_header import COUNTERS, NOISE, has_flag
+from blockkit.data.probe import N_RECORDS
 from blockkit.data.scan import load_scan
 from blockkit.data.units import UNITS
 
 CHECKED_BYTES = 2**26  # a scan file up to this size is read whole, so that a NaN in it is found
-_HEADS = 4096  # acquisitions that are looked at
 _POINTS = 2**18  # numbers of a trajectory that are looked at
 
 
@@ -105,7 +105,7 @@ def _scan(file: h5py.File, path: Path) -> list[str]:
 def _ismrmrd(file: h5py.File, path: Path) -> list[str]:
     group = find_group(file, path)
     header, table = read_header(group, path), find_acquisitions(group, path)
-    heads = read_heads(table, _HEADS)
+    heads = read_heads(table, N_RECORDS)
     imaging, noise = is_imaging(heads), has_flag(heads["flags"], NOISE)
     chosen = heads[imaging]
     looked = "" if len(heads) == table.shape[0] else f", of which the first {len(heads)} were looked at:"
@@ -122,10 +122,11 @@ def _ismrmrd(file: h5py.File, path: Path) -> list[str]:
             lines.append(f"  {name:<11} {_values(chosen['idx'][name])}: choose by select={{'{name}': ...}}")
     n_columns = int(chosen["trajectory_dimensions"].max(initial=0))
     if n_columns:
-        record = table[int(np.flatnonzero(imaging)[-1])]
-        largest = float(np.abs(record["traj"]).max(initial=0))
+        number = len(heads) - 1 if imaging[-1] else 0  # those that were tried when the file was opened
+        largest = float(np.abs(table[number]["traj"]).max(initial=0)) if imaging[number] else None
         unit = header.unit if header.unit in UNITS else "unit not said"
-        lines.append(f"  trajectory  {n_columns} columns, {unit}; the last readout looked at reaches {largest:.4g}")
+        reach = "" if largest is None else f"; readout {number} reaches {largest:.4g}"
+        lines.append(f"  trajectory  {n_columns} columns, {unit}{reach}")
     else:
         lines.append("  trajectory  missing: pass trajectory=, (sample, 3), columns kz ky kx, cycles/FOV")
     if not noise.any():

@@ -2,26 +2,30 @@
 
 Run as a script, this module is that process: it imports h5py alone, says when it is ready, reads one request a line
 from stdin (a path and whether to read the values too) and answers each by one line of JSON. A file that kills it, or
-costs it more processor time than its size explains, has killed no one else.
+costs it more processor time or memory than its size explains, has killed no one else.
 """
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 
-SECONDS, BYTES_PER_SECOND = 3.0, 2**24  # processor time for a file: so much, and more as it is larger
+SECONDS, BYTES_PER_SECOND = 1.0, 2**24  # processor time for a file or dataset: so much, and more as it is larger
+_MEMORY, _MEMORY_PER_BYTE = 2**28, 4  # memory beyond what the process has: so much, and more as the file is larger
 MOST_BYTES = 2**30  # of values read here; in a larger file only the directory is tried
+N_RECORDS = 4096  # of a list in a file whose values are not tried, the first and the last of so many are
 _MOST_MEMBERS = 10_000
 _MOST_PACKED = {"gzip": 1100, "lzf": 300}  # deflate packs at most 1032 bytes into one
 _MOST_BY_PLUGINS = 10_000
 _FEW = 2**16  # bytes of an attribute
 FAILURES = (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError)  # what h5py raises on bad bytes
+_NO_MEMORY = re.compile("memory allocation|allocate memory|(can't|unable to) (re)?allocate", re.IGNORECASE)
 
 
 def why_not_stored(dataset: h5py.Dataset, file_size: int) -> str | None:
@@ -85,9 +89,9 @@ def members(group: h5py.Group) -> Iterator[h5py.Dataset | h5py.Group]:
     seen: set[Any] = set()
     while waiting and len(seen) < _MOST_MEMBERS:
         parent = waiting.pop()
-        with suppress(*FAILURES):
+        with _mere_errors():
             for name in parent:
-                with suppress(*FAILURES):
+                with _mere_errors():
                     member = None if isinstance(parent.get(name, getlink=True), h5py.ExternalLink) else parent[name]
                     place = None if member is None else h5py.h5o.get_info(member.id).addr
                     if place is None or place in seen:
@@ -99,17 +103,29 @@ def members(group: h5py.Group) -> Iterator[h5py.Dataset | h5py.Group]:
                         yield member
 
 
+@contextmanager
+def _mere_errors() -> Iterator[None]:
+    """Pass over what h5py raises on bad bytes, but for the lack of memory, which would not end a larger process."""
+    try:
+        yield
+    except FAILURES as error:
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError from error
+
+
 def visit(path: str, values: bool) -> None:
     """Look at everything in a file as a reader would, with the values or without; a mere error is the reader's."""
     size = Path(path).stat().st_size
+    _allow(size)
     with h5py.File(path, "r") as file:
         for member in (file, *members(file)):
-            with suppress(*FAILURES):
+            with _mere_errors():
                 for name in member.attrs:
-                    with suppress(*FAILURES):
+                    with _mere_errors():
                         read_attribute(member, name)
-            with suppress(*FAILURES):
+            with _mere_errors():
                 if isinstance(member, h5py.Dataset) and why_not_stored(member, size) is None and member.size:
+                    _allow(size + member.nbytes)
                     _read(member, values and size <= MOST_BYTES)
 
 
@@ -120,16 +136,27 @@ def _read(dataset: h5py.Dataset, values: bool) -> None:
         step = max(1, 2**22 // max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:])))
         for start in range(0, dataset.shape[0], step):
             dataset[start : start + step]
+    elif dataset.ndim == 1:
+        for number in (0, min(len(dataset), N_RECORDS) - 1):
+            dataset[number]
     elif not dataset.chunks:
         dataset[(0,) * dataset.ndim]
 
 
-def _limit(path: str) -> None:
-    """Let the system end this process if it takes too much of its time; where it cannot, the caller's clock does."""
-    import signal
+def _allow(n_bytes: int) -> None:
+    """Let the system end this process if it takes more time than so many bytes explain, and refuse it more memory.
 
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, min(SECONDS + Path(path).stat().st_size / BYTES_PER_SECOND, 1000.0))
+    Where the system cannot, the caller's clock ends it.
+    """
+    with suppress(ImportError, AttributeError, OSError, ValueError):
+        import resource
+        import signal
+
+        signal.setitimer(signal.ITIMER_PROF, min(SECONDS + n_bytes / BYTES_PER_SECOND, 1000.0))
+        if sys.platform == "linux":
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            most, hard = taken + _MEMORY + _MEMORY_PER_BYTE * n_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def main() -> None:
@@ -138,20 +165,19 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if sys.platform == "linux":
-            resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))  # what _allow does not go beyond
     except (ImportError, OSError, ValueError):
         pass
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         path, values = json.loads(line)
         said = None
-        with suppress(*FAILURES):
-            _limit(path)
-            try:
+        try:
+            with _mere_errors():
                 visit(path, values)
-            except MemoryError:
-                said = "reading it takes more memory than its size explains"
+        except MemoryError:
+            said = "reading it takes more memory than its size explains"
         print(json.dumps(said), flush=True)
 
 

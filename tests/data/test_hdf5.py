@@ -1,4 +1,8 @@
 import os
+import re
+import struct
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -54,11 +58,27 @@ def test_a_good_file_is_tried_in_a_process_that_stays(good):
 )
 def test_a_file_that_kills_the_process_that_tries_it_is_one_clear_error(good, helper, fate):
     helper(f"import os, signal, sys\nprint(1, flush=True)\nfor line in sys.stdin:\n    {fate}\n")
-    for _ in range(2):  # a new process for the next file
-        with pytest.raises(
-            ScanFileError, match=r"good\.h5' is damaged .*crashes the HDF5 library or takes it for ever"
-        ):
+    other = good.with_name("other.h5")
+    other.write_bytes(good.read_bytes())
+    for path in (good, other):  # a new process for the next file
+        with pytest.raises(ScanFileError, match=rf"{path.name}' is damaged .*crashes the HDF5 library or takes it for"):
+            open_hdf5(path).__enter__()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of processor time")
+def test_a_file_that_takes_for_ever_is_tried_once_until_it_changes(good, helper):
+    loop = "signal.setitimer(signal.ITIMER_PROF, 0.2)\n    while True: pass"
+    helper(f"import signal, sys\nprint(1, flush=True)\nfor line in sys.stdin:\n    {loop}\n")
+    tried = []
+    for content in (good.read_bytes(), None, good.read_bytes() + b"more"):
+        if content is not None:
+            good.write_bytes(content)
+        hdf5._prober._start()
+        process = hdf5._prober._process
+        with pytest.raises(ScanFileError, match="takes it for ever"):
             open_hdf5(good).__enter__()
+        tried.append(hdf5._prober._process is not process)
+    assert tried == [True, False, True]
 
 
 @pytest.mark.parametrize("text", ["raise SystemExit(1)", "import no_such_module"])
@@ -86,6 +106,21 @@ def test_a_dataset_that_promises_more_than_the_file_holds_is_not_allocated(tmp_p
         file.create_dataset("k", (2**20, 2**40), "c8", **options)
     with h5py.File(tmp_path / "a.h5") as file, pytest.raises(ScanFileError, match=r"a\.h5': k has shape \(1048576, "):
         read_dataset(file["k"], "k", tmp_path / "a.h5")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory and looks at it in /proc")
+@pytest.mark.parametrize("values", [True, False], ids=["to read", "to look at"])
+def test_an_element_that_claims_gigabytes_is_refused_and_they_are_not_taken(tmp_path, values):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", (3,), h5py.vlen_dtype("f4"))[2] = np.ones(1234, "f4")
+    content, length = path.read_bytes(), struct.pack("<I", 1234)
+    assert content.count(length) == 1
+    path.write_bytes(content.replace(length, struct.pack("<I", 2**28)))  # 1 GiB, in a file of some kB
+    with pytest.raises(ScanFileError, match="reading it takes more memory than its size explains"):
+        open_hdf5(path, values=values).__enter__()
+    status = Path(f"/proc/{hdf5._prober._process.pid}/status").read_text()
+    assert int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) < 2**19  # 512 MiB
 
 
 def test_an_attribute_of_absurd_size_is_none(tmp_path):

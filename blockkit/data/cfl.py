@@ -8,7 +8,7 @@ cycles/FOV.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockkit.checks import Shape3
-from blockkit.data.files import ScanFileError, check_is_file, check_voxel_size, written_beside
+from blockkit.data.files import ScanFileError, check_is_file, check_voxel_size, written_together
 from blockkit.data.raw import RawScan, as_raw, as_volume, named_in_errors
 from blockkit.data.scan import Scan
 from blockkit.data.units import check_unit, smallest_shape, standard_trajectory
@@ -102,7 +102,8 @@ def save_cfl(path: str | os.PathLike[str], scan: Scan | RawScan) -> list[Path]:
     """Write BART's files ``path_kspace``, ``path_trajectory`` and, where known, ``path_maps`` and ``path_noise``.
 
     Each is a pair of ``.cfl`` and ``.hdr``, which ``bart nufft`` and ``bart pics -t`` take. What BART's files do not
-    hold is lost: the voxel size, the reference.
+    hold is lost: the voxel size, the reference. Files that are there are replaced once all new ones are whole; a run
+    that is killed while they are leaves some without a header, which no one reads, and no mixture of old and new.
 
     Parameters
     ----------
@@ -129,12 +130,9 @@ def save_cfl(path: str | os.PathLike[str], scan: Scan | RawScan) -> list[Path]:
         "maps": raw.maps,
         "noise": None if raw.noise is None else raw.noise.reshape(raw.n_coils, 1, -1, 1),
     }
-    written = []
-    for name, values in arrays.items():
-        if values is not None:
-            written.append(Path(f"{os.fspath(path)}_{name}"))
-            write_cfl(written[-1], values)
-    return written
+    known = {f"{os.fspath(path)}_{name}": values for name, values in arrays.items() if values is not None}
+    _write_pairs(known)
+    return list(map(Path, known))
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -178,14 +176,19 @@ def read_cfl(path: str | os.PathLike[str]) -> NDArray[np.complex64]:
 
 def write_cfl(path: str | os.PathLike[str], values: Tensor) -> None:
     """Write a tensor, slowest axis first, as complex64 with those dimensions fastest first."""
-    base = _base(path)
-    numbers = values.detach().cpu().resolve_conj().resolve_neg().to(torch.complex64).numpy()
-    dims = (*numbers.shape[::-1], *(1,) * (N_DIMS - numbers.ndim))
-    header = Path(f"{base}.hdr")
-    with written_beside(f"{base}.cfl", header) as part:
-        np.ascontiguousarray(numbers, "<c8").tofile(part)
-        lines = ("# Dimensions", " ".join(map(str, dims)) + " ", "# Creator", "blockkit", "")
-        (part.parent / header.name).write_text("\n".join(lines), encoding="ascii")
+    _write_pairs({_base(path): values})
+
+
+def _write_pairs(arrays: Mapping[str, Tensor]) -> None:
+    """Write tensors by their names without ending, all or none."""
+    with written_together([f"{base}.cfl" for base in arrays], [f"{base}.hdr" for base in arrays]) as folder:
+        for base, values in arrays.items():
+            beside = folder / Path(base).name
+            numbers = values.detach().cpu().resolve_conj().resolve_neg().to(torch.complex64).numpy()
+            np.ascontiguousarray(numbers, "<c8").tofile(f"{beside}.cfl")
+            dims = (*numbers.shape[::-1], *(1,) * (N_DIMS - numbers.ndim))
+            lines = ("# Dimensions", " ".join(map(str, dims)) + " ", "# Creator", "blockkit", "")
+            Path(f"{beside}.hdr").write_text("\n".join(lines), encoding="ascii")
 
 
 def _base(path: str | os.PathLike[str]) -> str:

@@ -30,23 +30,45 @@ def check_is_file(path: str | os.PathLike[str], kind: str = "scan file") -> Path
 
 
 @contextmanager
-def written_beside(path: str | os.PathLike[str], *others: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path in the same folder; move it to ``path`` if all went well, else remove it.
+def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path in the same folder; move it to ``path`` if all went well, else remove it."""
+    with written_together([path]) as folder:
+        yield folder / Path(path).name
 
-    ``others`` are files of the same folder that belong to it, such as a header: the block writes them beside the
-    temporary path, by their own names, and they are moved after it.
+
+@contextmanager
+def written_together(
+    paths: Sequence[str | os.PathLike[str]], headers: Sequence[str | os.PathLike[str]] = ()
+) -> Iterator[Path]:
+    """Give a temporary folder for files of one folder, to be written by their names; move all if all went well.
+
+    ``headers`` are files without which the others are not read. Old ones go before any file is moved, and new ones
+    come last: a run that is killed in between leaves files without a header, which is seen, and none with the header
+    of another.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder '{path.parent}' to write '{path.name}' in. Make it first.")
-    targets = [path, *map(Path, others)]
+    targets = [Path(path) for path in (*paths, *headers)]
+    parent = targets[0].parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"There is no folder '{parent}' to write '{targets[0].name}' in. Make it first.")
     for target in targets:
         if target.is_dir():
             raise IsADirectoryError(f"'{target}' is a folder, expected the name of a file.")
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        yield Path(folder) / path.name
-        for target in targets:
-            os.replace(Path(folder) / target.name, target)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent) as name:
+        folder = Path(name)
+        yield folder
+        aside: list[Path] = []
+        moved = 0
+        try:
+            for header in map(Path, headers):
+                if header.exists():
+                    os.replace(header, folder / f"old-{header.name}")
+                    aside.append(header)
+            for target in targets:
+                os.replace(folder / target.name, target)
+                moved += 1
+        finally:
+            for header in aside if not moved else ():
+                os.replace(folder / f"old-{header.name}", header)
 
 
 def check_voxel_size(voxel_size: Sequence[float]) -> tuple[float, float, float]:

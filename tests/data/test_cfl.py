@@ -1,6 +1,8 @@
+import dataclasses
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -156,6 +158,66 @@ def test_a_failed_save_leaves_the_old_pair(saved, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_cfl(saved, make_raw(noise=False))
     assert {path.name: path.read_bytes() for path in saved.parent.iterdir()} == before
+
+
+def other_scan(raw):
+    """One that has files of the same sizes, other numbers and other dimensions."""
+    return dataclasses.replace(raw, kspace=-raw.kspace, trajectory=-raw.trajectory, n_readout=14, maps=-raw.maps)
+
+
+def load_all(base):
+    return load(base, maps=f"{base}_maps", noise=f"{base}_noise")
+
+
+def test_what_a_kill_leaves_at_any_moment_of_a_save_is_the_old_scan_the_new_one_or_refused(saved, raw, monkeypatch):
+    left = []
+
+    def replace(source, target):
+        left.append({p.name: p.read_bytes() for p in saved.parent.iterdir() if p.is_file()})
+        os.rename(source, target)
+
+    monkeypatch.setattr("os.replace", replace)
+    new = other_scan(raw)
+    save_cfl(saved, new)
+    assert_same(load_all(saved), new)
+    assert len(left) == 12  # four old headers away, four arrays, four headers
+    n_refused = 0
+    for files in left:
+        for path in saved.parent.iterdir():
+            path.unlink()
+        for name, content in files.items():
+            (saved.parent / name).write_bytes(content)
+        try:
+            back = load_all(saved)
+        except FileNotFoundError as error:
+            n_refused += "There is no header" in str(error)
+        else:
+            assert_same(back, raw if back.n_readout == raw.n_readout else new)
+    assert n_refused == 11
+
+
+def test_a_save_that_is_killed_leaves_no_header_of_another_array(saved, raw):
+    script = f"""
+import dataclasses, os, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from raw_scans import make_raw
+from test_cfl import other_scan
+from blockkit.data.cfl import save_cfl
+moved = []
+def replace(source, target):
+    os.rename(source, target)
+    moved.append(target)
+    if len(moved) == 6:
+        os._exit(3)
+os.replace = replace
+save_cfl({os.fspath(saved)!r}, other_scan(make_raw()))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 3
+    for name in ("kspace", "trajectory", "maps", "noise"):
+        with pytest.raises(FileNotFoundError, match=rf"no header '.*scan_{name}\.hdr'"):
+            read_cfl(f"{saved}_{name}")
+    save_cfl(saved, raw)
+    assert_same(load_all(saved), raw)
 
 
 @needs_bart

@@ -15,7 +15,7 @@ from blockkit.physics.trajectory import density_compensation
 _MARGIN = 4.0  # cycles/FOV beyond the samples used, for k to move in
 _N_COILS = 4
 _SOLVE_ITERATIONS = 8
-_ENOUGH = 1e-4  # samples
+_ENOUGH, _SETTLED = 1e-4, 1e-2  # samples
 
 
 @torch.no_grad()
@@ -32,7 +32,9 @@ def estimate_delays(
     where :math:`F_\tau` samples at :math:`k_a(j - \tau_a)`: variable projection by Gauss and Newton. It needs neither
     opposite nor parallel spokes, but a center where readouts cross at different angles and lie at most about one
     cycle/FOV apart. A shift of all of k-space by the same vector, which only puts a phase across the image, is not
-    seen. An object of which little lies off center says little.
+    seen. An object of which little lies off center says little. Whatever else makes readouts contradict each other,
+    such as motion or a signal that decays while their direction changes slowly (hyperpolarized gas), is taken for
+    delays too, if it can be: believe those that another ``calibration_width`` confirms.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def estimate_delays(
     calibration_width
         Extent of the center that is used, in cycles/FOV.
     n_iterations
-        Most steps; it stops once no delay changes by 1e-4.
+        Most steps; it stops once no delay changes by 1e-4. False answers are approached slowly.
 
     Returns
     -------
@@ -56,8 +58,9 @@ def estimate_delays(
     Raises
     ------
     ValueError
-        If a shape does not fit, the center is empty or zero, or the steps lead out of it: then the delays are larger
-        than some samples, or the center is not sampled densely enough.
+        If a shape does not fit, the center is empty or zero, or the steps lead out of it or do not settle to 0.01
+        samples: then the delays are larger than some samples, the center is not sampled densely enough, or something
+        else than delays contradicts itself.
     TypeError
         If a dtype does not fit.
 
@@ -88,18 +91,29 @@ def estimate_delays(
     for _ in range(n_iterations):
         k = delay_gradients(trajectory, n_readout, delay.tolist())[central]
         if float(((k.abs().amax(dim=0) - extent)[moving]).max()) > _MARGIN:
-            raise ValueError(f"the delays found run away: {delay.tolist()} samples (z, y, x). {_HELP}")
+            raise ValueError(f"the delays found run away: {_rounded(delay)} samples (z, y, x). {_HELP}")
         change = _step(y, k, speed, weights, (z, y_axis, x))[moving]
         delay[moving] += change
-        if float(change.abs().max()) < _ENOUGH:
+        last = float(change.abs().max())
+        if last < _ENOUGH:
             break
+    if last > _SETTLED:
+        raise ValueError(
+            f"the delays found, {_rounded(delay)} samples (z, y, x), still changed by {last:.2g} in step {n_iterations}. "
+            f"{_HELP}"
+        )
     return delay[0].item(), delay[1].item(), delay[2].item()
 
 
 _HELP = (
-    "Expected less than about 8, and readouts that cross in a densely sampled center. Pass a smaller "
-    "calibration_width, more readouts, or a nominal trajectory closer to the true one."
+    "Expected about a cycle/FOV at most, and readouts that cross in a densely sampled center and agree but for delays. "
+    "Pass a smaller calibration_width, more readouts, or a nominal trajectory closer to the true one. If the signal "
+    "decays from readout to readout, divide each by its strength at the center first."
 )
+
+
+def _rounded(delay: Tensor) -> tuple[float, ...]:
+    return tuple(round(value, 3) for value in delay.tolist())
 
 
 def _step(y: Tensor, k: Tensor, speed: Tensor, weights: Tensor, shape: Shape3) -> Tensor:

@@ -1,6 +1,9 @@
 """Estimated gradient delays, against the delays that a scan was simulated with."""
 
+import math
+
 import pytest
+import torch
 
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.scan import simulate_scan
@@ -26,6 +29,15 @@ def late_scan(kind, delay=None, noise=0.02):
     volume = pulmonary_phantom([n if n == 1 else -(-3 * n // 2) for n in shape], seed=2)
     scan = simulate_scan(volume, shape, n_coils=4, noise=noise, trajectory=late)
     return scan, nominal, n_readout
+
+
+def center_out(n_spokes=500, n_readout=24):
+    """Spokes from the center outwards on a spiral from pole to pole, as hyperpolarized gas is often scanned."""
+    height = 1 - (2 * torch.arange(n_spokes) + 1) / n_spokes
+    angle = (math.pi * n_spokes) ** 0.5 * torch.asin(height)
+    across = (1 - height**2).sqrt()
+    directions = torch.stack([height, across * angle.sin(), across * angle.cos()], dim=1)
+    return (directions[:, None] * torch.arange(n_readout)[:, None] / 2).reshape(-1, 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,6 +70,24 @@ def test_the_corrected_trajectory_gives_the_image_of_the_true_one():
     wrong, right, true = gridding(nominal), gridding(corrected), gridding(scan.trajectory)
     assert wrong < true - 3
     assert abs(right - true) < 0.1
+
+
+def test_delays_too_large_to_be_found_are_an_error_and_no_wrong_answer():
+    scan, nominal, n_readout = late_scan("radial 2D", (0, -5, -4))
+    with pytest.raises(ValueError, match=r"still changed by .* in step 12\. Expected about a cycle/FOV at most"):
+        estimate_delays(scan.kspace, nominal, n_readout)
+
+
+def test_a_signal_that_decays_while_the_direction_changes_is_no_delay():
+    nominal, shape = center_out(), (24, 24, 24)
+    scan = simulate_scan(pulmonary_phantom((36, 36, 36), seed=2), shape, n_coils=1, noise=0.005, trajectory=nominal)
+    n_spokes = len(nominal) // 24
+    decay = torch.exp(-2 * torch.arange(n_spokes) / n_spokes)[:, None]
+    decayed = scan.kspace.reshape(1, n_spokes, 24) * decay
+    with pytest.raises(ValueError, match="divide each by its strength at the center"):
+        estimate_delays(decayed.flatten(1), nominal, 24)
+    found = estimate_delays((decayed / decayed[..., :1]).flatten(1), nominal, 24)
+    assert max(map(abs, found)) < 0.1
 
 
 def test_a_wrong_argument_is_named():

@@ -1,7 +1,8 @@
 """Say what is in a file of any format, and what is missing to reconstruct it, without reading it whole."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import h5py
 import nibabel
 import numpy as np
 
-from blockkit.data.array_files import open_arrays
+from blockkit.data.array_files import Stored, open_arrays
 from blockkit.data.cfl import read_header as read_cfl_header
 from blockkit.data.files import ScanFileError, check_is_file, printable
 from blockkit.data.formats import FORMAT, find_datasets, read_voxel_size
@@ -18,7 +19,7 @@ from blockkit.data.ismrmrd import MAPS, find_acquisitions, find_group, is_imagin
 from blockkit.data.ismrmrd_header import COUNTERS, NOISE, has_flag
 from blockkit.data.probe import N_RECORDS
 from blockkit.data.scan import load_scan
-from blockkit.data.units import UNITS
+from blockkit.data.units import UNITS, looks_like
 
 CHECKED_BYTES = 2**26  # a scan file up to this size is read whole, so that a NaN in it is found
 _POINTS = 2**18  # numbers of a trajectory that are looked at
@@ -160,24 +161,80 @@ def _cfl(path: Path) -> list[str]:
 
 
 def _arrays(path: Path) -> list[str]:
-    with open_arrays(path, values=False) as stored:
+    small = path.is_dir() or path.stat().st_size <= CHECKED_BYTES
+    with open_arrays(path, values=small) as stored:
         if not stored:
             raise ScanFileError(f"'{path}' holds no array of numbers.")
-        lines = [_line(name, one.shape, one.dtype, "axes not said") for name, one in sorted(stored.items())]
-        kspace = [name for name, one in stored.items() if one.dtype.kind == "c"]
-        points = [name for name, one in stored.items() if one.dtype.kind == "f" and {2, 3} & set(one.shape)]
+        lines = []
+        for name, one in sorted(stored.items()):
+            meaning = "axes not said" if one.shape or one.dtype.kind == "c" else f"{float(one.read()):g}"
+            lines.append(_line(name, one.shape, one.dtype, meaning))
+        return [*lines, "  missing     what the axes are, voxel size", *_suggest(stored, path, small)]
+
+
+def _suggest(stored: Mapping[str, Stored], path: Path, small: bool) -> list[str]:
+    """Return the call that reads arrays, as well as it can be guessed."""
+    real = {name: one for name, one in stored.items() if one.dtype.kind == "f"}
+    points = min((name for name, one in real.items() if _column_axis(one) is not None), default="")
+    names = _sample_axes(stored[points], small) if points else {}
+    fitting = {n: _kspace_axes(one.shape, names) for n, one in stored.items() if one.dtype.kind == "c"}
+    kspace = min(fitting, key=lambda name: (not fitting[name], name), default="NAME")
+    columns, unit, order = "kx ky kz", "", " ".join(names) or "spoke readout"
+    if points:
+        one, at = stored[points], _column_axis(stored[points])
+        columns = " ".join(("kx", "ky", "kz")[: one.shape[at or 0]])
+        order = f"({columns}) {order}" if at == 0 else f"{order} ({columns})"
+        seen = looks_like(float(np.abs(one.read()).max())) if small and _is_small(one) else None
+        unit = f", image_shape=(z, y, x), unit={seen!r}" if seen else ""
+    else:
+        order += " (kx ky kz)"
     return [
-        *lines,
-        "  missing     what the axes are, voxel size",
-        f"  to read it  bk.load_arrays({str(path)!r}, {{'kspace': '{min(kspace, default='NAME')}: coil spoke readout',",
-        f"              'trajectory': '{min(points, default='NAME')}: spoke readout (kx ky kz)'}},",
-        "              voxel_size=(z, y, x)), with the axes that they have",
+        f"  to read it  bk.load_arrays({str(path)!r},",
+        f"              {{'kspace': '{kspace}: {fitting.get(kspace) or 'coil spoke readout'}',",
+        f"               'trajectory': '{points or 'NAME'}: {order}'}},",
+        f"              voxel_size=(z, y, x){unit}), with the axes that they have",
     ]
+
+
+def _column_axis(one: Stored) -> int | None:
+    """Return the axis of an array that may be the columns of a trajectory: the last or the first."""
+    axes = [at for at in (len(one.shape) - 1, 0) if len(one.shape) > 1 and one.shape[at] in (2, 3)]
+    return axes[0] if axes else None
+
+
+def _is_small(one: Stored) -> bool:
+    return 0 < math.prod(one.shape) <= _POINTS
+
+
+def _sample_axes(one: Stored, small: bool) -> dict[str, int]:
+    """Return names and sizes of the axes of a trajectory that count samples: along a readout k moves least."""
+    at = _column_axis(one)
+    sizes = [n for axis, n in enumerate(one.shape) if axis != at]
+    if len(sizes) != 2:
+        return {"sample": sizes[0]} if len(sizes) == 1 else {}
+    names = ["spoke", "readout"]
+    if small and _is_small(one) and min(sizes) > 1:
+        k = np.moveaxis(one.read().astype(np.float64), at or 0, -1)
+        with np.errstate(all="ignore"):  # infinite numbers are the reader's to refuse
+            steps = [float(np.abs(np.diff(k, axis=axis)).mean()) for axis in (0, 1)]
+        names = names[:: -1 if steps[0] < steps[1] else 1]
+    return dict(zip(names, sizes, strict=True))
+
+
+def _kspace_axes(shape: Sequence[int], names: Mapping[str, int]) -> str:
+    """Name the axes of k-space by their sizes, or return nothing if it has not those of the trajectory."""
+    left, found = dict(names), []
+    for n in reversed(shape):
+        same = [name for name, size in left.items() if size == n]
+        found.append(same[-1] if same else "coil")
+        left.pop(found[-1], None)
+    return "" if left or not names or found.count("coil") > 1 else " ".join(reversed(found))
 
 
 def _nifti(path: Path) -> list[str]:
     try:
-        image: Any = nibabel.load(path)
+        with nibabel.imageglobals.LoggingOutputSuppressor():  # what it says of bad headers beside its errors
+            image: Any = nibabel.load(path)
         shape, dtype, sizes = image.shape, image.get_data_dtype(), image.header.get_zooms()
         way = "".join(str(code) for code in nibabel.aff2axcodes(image.affine))  # type: ignore[no-untyped-call]
     except Exception as error:  # nibabel raises many kinds on bad bytes

@@ -93,25 +93,43 @@ class RawScan:
         z, y, x = (n * size for n, size in zip(self.image_shape, self.voxel_size, strict=True))
         return z, y, x
 
-    def with_maps(self, maps: Tensor) -> Scan:
+    def with_maps(self, maps: Tensor, *, kspace: Tensor | None = None, trajectory: Tensor | None = None) -> Scan:
         """Return the scan to reconstruct.
 
         Parameters
         ----------
         maps
-            Complex64, shape ``(coil, z, y, x)``, with the coils of ``kspace`` and ``image_shape``.
+            Complex64, shape ``(coil, z, y, x)``, with the coils of the k-space and ``image_shape``.
+        kspace
+            What has become of this k-space, such as by :func:`prewhiten`, :func:`compress_coils` or
+            :func:`select_readouts`: complex64, shape ``(coil, sample)``. None takes it as it is.
+        trajectory
+            That of the samples, such as after :func:`select_readouts` or :func:`delay_gradients`: float32, shape
+            ``(sample, 3)``, columns kz ky kx, cycles/FOV. None takes it as it is.
 
         Raises
         ------
         ValueError, TypeError
-            If the maps do not fit.
+            If they do not fit each other.
+
+        Examples
+        --------
+        >>> kspace, _ = bk.prewhiten(raw.kspace, raw.noise)
+        >>> kspace, _ = bk.compress_coils(kspace, 8)
+        >>> maps = bk.estimate_maps(kspace, raw.trajectory, raw.image_shape)
+        >>> scan = raw.with_maps(maps, kspace=kspace)
         """
+        kspace = self.kspace if kspace is None else kspace
+        trajectory = self.trajectory if trajectory is None else trajectory
         check_tensor(maps, "maps")
-        if tuple(maps.shape) != (self.n_coils, *self.image_shape):
-            raise ValueError(
-                f"maps has shape {tuple(maps.shape)}, expected (coil, z, y, x) = {(self.n_coils, *self.image_shape)}."
-            )
-        return Scan(self.kspace, self.trajectory, maps, self.voxel_size)
+        check_tensor(kspace, "kspace")
+        expected = (len(kspace), *self.image_shape)
+        if tuple(maps.shape) != expected:
+            hint = ""
+            if tuple(maps.shape[1:]) == self.image_shape and kspace is self.kspace:
+                hint = " If coils were combined, pass their k-space too: raw.with_maps(maps, kspace=kspace)."
+            raise ValueError(f"maps has shape {tuple(maps.shape)}, expected (coil, z, y, x) = {expected}.{hint}")
+        return Scan(kspace, trajectory, maps, self.voxel_size)
 
     def __repr__(self) -> str:
         there = [name for name in ("noise", "maps") if getattr(self, name) is not None]

@@ -97,8 +97,8 @@ def smallest_shape(k: NDArray[np.floating], unit: str | None) -> Shape3:
     largest = np.abs(k).max(axis=0, initial=0)
     if unit not in (None, "cycles/FOV"):
         raise ValueError(f"a trajectory in {unit} does not tell the image's size. Add image_shape=(z, y, x).")
-    if not 1.01 < float(largest.max()) < 2**15 or _looks_like(float(largest.max())):
-        seen = _looks_like(float(largest.max())) or "no number of cycles per field of view"
+    if not 1.01 < float(largest.max()) < 2**15 or looks_like(float(largest.max())):
+        seen = looks_like(float(largest.max())) or "no number of cycles per field of view"
         raise ValueError(
             f"trajectory reaches {float(largest.max()):.4g}: that looks like {seen}, and does not tell the image's "
             "size. Add image_shape=(z, y, x) and the unit, one of " + ", ".join(UNITS) + "."
@@ -107,7 +107,7 @@ def smallest_shape(k: NDArray[np.floating], unit: str | None) -> Shape3:
     return z, y, x
 
 
-def _looks_like(largest: float) -> str | None:
+def looks_like(largest: float) -> str | None:
     """Name the unit whose full range ends at ``largest``, if it is not that of cycles per field of view."""
     if 0.35 < largest < 0.51:
         return "cycles/voxel"
@@ -119,7 +119,7 @@ def _check_fill(k: NDArray[np.floating], image_shape: Shape3) -> None:
     largest = np.abs(k).max(axis=0, initial=0)
     fill = max((2 * float(a) / n for a, n in zip(largest, image_shape, strict=True) if n > 1), default=1.0)
     top, half = float(largest.max()), max(image_shape) / 2
-    seen = _looks_like(top)
+    seen = looks_like(top)
     if fill >= (0.6 if seen else 0.25) or half <= 1 or len(k) < 2:
         return
     guess = f"That looks like {seen}: write unit={seen!r}." if seen else "Which unit is that? Write unit=..., one of"
@@ -165,7 +165,7 @@ def _explain(
             f"It starts at {low[axis]:.4g}: the center of k-space must be at 0, so subtract {half[axis]:g} first "
             "(trajectory=...)."
         )
-    seen = _looks_like(float(largest.max()))
+    seen = looks_like(float(largest.max()))
     if seen:
         return f"That looks like {seen}: write unit={seen!r}."
     fits = tuple(2 * math.ceil(float(a) / 1.001) if a > 1e-3 else 1 for a in largest)

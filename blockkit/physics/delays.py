@@ -99,8 +99,8 @@ def estimate_delays(
             break
     if last > _SETTLED:
         raise ValueError(
-            f"the delays found, {_rounded(delay)} samples (z, y, x), still changed by {last:.2g} in step {n_iterations}. "
-            f"{_HELP}"
+            f"the delays found, {_rounded(delay)} samples (z, y, x), still changed by {last:.2g} in step "
+            f"{n_iterations}. {_HELP}"
         )
     return delay[0].item(), delay[1].item(), delay[2].item()
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from raw_scans import SHAPE, VOXEL, make_raw
+from raw_scans import SHAPE, VOXEL, make_raw, matlab_arrays
 from scipy.io import savemat
 
 from blockkit.data import hdf5
@@ -83,9 +83,23 @@ def test_arrays_are_described_by_name(raw, tmp_path):
     for name in ("a.npz", "a.mat", "folder", "a.h5"):
         text = describe_file(tmp_path / name)
         assert has(text, "ksp         (2, 336)  complex64", "coord       (336, 3)  float32", "bk.load_arrays("), name
-        assert has(text, "'kspace': 'ksp: coil", "'trajectory': 'coord: spoke"), name
+        assert has(text, "'kspace': 'ksp: coil sample'", "'trajectory': 'coord: sample (kx ky kz)'"), name
         assert has(text, "missing     what the axes are, voxel size"), name
     assert has(describe_file(tmp_path / "folder" / "ksp.npy"), "(2, 336)  complex64")
+
+
+def test_the_call_that_reads_arrays_is_suggested_with_likely_axes_and_unit(raw, tmp_path):
+    ksp, coord = raw.kspace.reshape(2, 12, 28).numpy(), raw.trajectory.reshape(12, 28, 3).numpy()
+    np.savez(tmp_path / "a.npz", ksp=ksp, coord=coord[..., 1:] / 28, b1=raw.maps.numpy(), fov=np.float64(400.0))
+    text = describe_file(tmp_path / "a.npz")
+    assert has(text, "'ksp: coil spoke readout'", "'coord: spoke readout (kx ky)'", "()  float64  0.0 MiB  400")
+    assert "unit" not in text
+    np.savez(tmp_path / "a.npz", ksp=ksp, coord=coord / SHAPE, b1=raw.maps.numpy())
+    assert has(describe_file(tmp_path / "a.npz"), "voxel_size=(z, y, x), image_shape=(z, y, x), unit='cycles/voxel')")
+    savemat(tmp_path / "a.mat", matlab_arrays(raw))
+    assert has(describe_file(tmp_path / "a.mat"), "'ksp: readout spoke coil'", "'coord: (kx ky kz) readout spoke'")
+    np.savez(tmp_path / "a.npz", ksp=ksp)
+    assert has(describe_file(tmp_path / "a.npz"), "'ksp: coil spoke readout'", "'NAME: spoke readout (kx ky kz)'")
 
 
 def test_an_image_is_described_as_one(tmp_path):

@@ -6,6 +6,8 @@ from raw_scans import SHAPE, VOXEL, make_raw
 
 from blockkit.data.raw import RawScan
 from blockkit.data.scan import Scan
+from blockkit.physics.channels import compress_coils, mix_coils
+from blockkit.physics.readouts import select_readouts
 
 
 @pytest.fixture(scope="module")
@@ -64,5 +66,21 @@ def test_what_does_not_fit_is_refused(raw, change, error, message):
 def test_maps_that_do_not_fit_are_refused(raw):
     with pytest.raises(ValueError, match=r"expected \(coil, z, y, x\) = \(2, 12, 10, 14\)"):
         raw.with_maps(torch.ones(2, 12, 10, 13, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"\(2, 12, 10, 14\)\. If coils were combined, pass .*\(maps, kspace="):
+        raw.with_maps(raw.maps[:1])
     with pytest.raises(TypeError, match="maps is a list"):
         raw.with_maps([1])
+
+
+def test_with_maps_takes_what_has_become_of_the_samples(raw):
+    kspace, matrix = compress_coils(raw.kspace, 1)
+    kspace, trajectory = select_readouts(kspace, raw.trajectory, raw.n_readout, slice(0, None, 2))
+    scan = raw.with_maps(mix_coils(matrix, raw.maps), kspace=kspace, trajectory=trajectory)
+    assert scan.kspace is kspace
+    assert scan.trajectory is trajectory
+    assert scan.n_coils == 1
+    assert scan.voxel_size == raw.voxel_size
+    with pytest.raises(ValueError, match="kspace has 168 samples, and trajectory 336"):
+        raw.with_maps(scan.maps, kspace=kspace)
+    with pytest.raises(TypeError, match="kspace is a list"):
+        raw.with_maps(scan.maps, kspace=[1])

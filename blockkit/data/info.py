@@ -1,8 +1,10 @@
 """Say what is in a file of any format, and what is missing to reconstruct it, without reading it whole."""
 
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +235,7 @@ def _kspace_axes(shape: Sequence[int], names: Mapping[str, int]) -> str:
 
 def _nifti(path: Path) -> list[str]:
     try:
-        with nibabel.imageglobals.LoggingOutputSuppressor():  # what it says of bad headers beside its errors
+        with _quiet(nibabel.imageglobals.logger):  # what it says of bad headers beside its errors
             image: Any = nibabel.load(path)
         shape, dtype, sizes = image.shape, image.get_data_dtype(), image.header.get_zooms()
         way = "".join(str(code) for code in nibabel.aff2axcodes(image.affine))  # type: ignore[no-untyped-call]
@@ -244,6 +246,15 @@ def _nifti(path: Path) -> list[str]:
         f"  voxel       {_by(sizes[::-1])} mm (z, y, x), axes point to {way}",
         "  missing     k-space and trajectory: an image, not a scan",
     ]
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _line(name: str, shape: Sequence[int], dtype: np.dtype[Any], meaning: str) -> str:

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -106,6 +107,17 @@ def test_an_image_is_described_as_one(tmp_path):
     save_nifti(tmp_path / "a.nii.gz", torch.ones(SHAPE, dtype=torch.complex64), VOXEL)
     text = describe_file(tmp_path / "a.nii.gz")
     assert has(text, "(14, 10, 12)  float32", "1.5 x 2 x 2.5 mm (z, y, x), axes point to LPI", "an image, not a scan")
+
+
+def test_a_bad_header_of_an_image_is_said_once_by_the_error_or_not_at_all(tmp_path, caplog):
+    save_nifti(tmp_path / "a.nii", torch.ones(SHAPE, dtype=torch.complex64), VOXEL)
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[76:92] = bytes(16)  # the voxel size
+    (tmp_path / "a.nii").write_bytes(content)
+    assert has(describe_file(tmp_path / "a.nii"), "(14, 10, 12)  float32")
+    assert not caplog.records
+    nibabel.load(tmp_path / "a.nii")
+    assert caplog.records
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.txt", "a.h5", "a.mat", "a.npz", "a.npy"])

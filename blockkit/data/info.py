@@ -143,23 +143,37 @@ def _cfl(path: Path) -> list[str]:
     dims = read_cfl_header(path)
     base = path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
     readout = f"{dims[1]} samples x {dims[2]} spokes"
+    beside = _beside(base)
+    missing = ["trajectory"]
     if dims[0] == 3 and dims[3] == 1:
         with (base.with_name(base.name + ".cfl")).open("rb") as file:
             points = np.fromfile(file, "<c8", min(_POINTS // 3 * 3, int(np.prod(dims)))).real.reshape(-1, 3)
         furthest = ", ".join(f"{float(k):.4g}" for k in np.abs(points).max(axis=0))
-        kind, missing = f"trajectory: {readout}, reaches {furthest} (kx, ky, kz) in the first {len(points)}", "k-space"
+        kind = f"trajectory: {readout}, reaches {furthest} (kx, ky, kz) in the first {len(points)}"
+        missing = ["k-space"]
     elif dims[0] == 1 and dims[1] > 1:
-        kind, missing = f"k-space of a non-Cartesian scan: {readout}, {dims[3]} coils", "trajectory"
+        kind = f"k-space of a non-Cartesian scan: {readout}, {dims[3]} coils"
     else:
         z, y, x = dims[2::-1]
-        kind, missing = f"image or maps: (z, y, x) = {(z, y, x)}, {dims[3]} coils", "k-space, trajectory"
+        kind, missing = f"image or maps: (z, y, x) = {(z, y, x)}, {dims[3]} coils", ["k-space", "trajectory"]
+    missing = [] if beside else [f"{', '.join(missing)} (other files)"]
     shape = dims[: max((i for i, n in enumerate(dims) if n > 1), default=0) + 1]
     return [
         _line("BART", shape, np.dtype("c8"), "fastest first"),
         f"  likely      {kind}",
-        f"  missing     {missing} (other files), voxel size",
-        "  to read it  bk.load_cfl(kspace, trajectory, maps, voxel_size=(z, y, x))",
+        f"  missing     {', '.join((*missing, 'voxel size'))}",
+        f"  to read it  bk.load_cfl({beside or 'kspace, trajectory, maps'}, voxel_size=(z, y, x))",
     ]
+
+
+def _beside(base: Path) -> str:
+    """Return the arguments with which load_cfl reads the set that a file of BART belongs to, by their names."""
+    stem, _, kind = str(base).rpartition("_")
+    there = {name: f"{stem}_{name}" for name in ("kspace", "trajectory", "maps", "noise")}
+    there = {name: path for name, path in there.items() if Path(f"{path}.hdr").is_file()}
+    if kind not in there or not {"kspace", "trajectory"} <= set(there):
+        return ""
+    return ", ".join(f"{name}={path!r}" if name in ("maps", "noise") else repr(path) for name, path in there.items())
 
 
 def _arrays(path: Path) -> list[str]:

@@ -67,9 +67,20 @@ def test_the_pairs_of_bart_are_described(raw, tmp_path):
     assert has(
         describe_file(tmp_path / "a_kspace.cfl"), "k-space of a non-Cartesian scan: 28 samples x 12 spokes, 2 coils"
     )
-    assert has(describe_file(tmp_path / "a_kspace"), "missing     trajectory (other files), voxel size")
     assert has(describe_file(tmp_path / "a_trajectory.hdr"), "trajectory: 28 samples x 12 spokes, reaches ")
     assert has(describe_file(tmp_path / "a_maps"), "image or maps: (z, y, x) = (12, 10, 14), 2 coils")
+
+
+def test_a_set_of_pairs_is_recognized_by_its_names(raw, tmp_path):
+    save_cfl(tmp_path / "a", raw)
+    names = {name: str(tmp_path / f"a_{name}") for name in ("kspace", "trajectory", "maps", "noise")}
+    for name in names.values():
+        text = describe_file(name)
+        assert has(text, f"bk.load_cfl({names['kspace']!r}, {names['trajectory']!r}, maps={names['maps']!r}, noise=")
+        assert has(text, "  missing     voxel size")
+    (tmp_path / "a_trajectory.hdr").unlink()
+    text = describe_file(tmp_path / "a_kspace")
+    assert has(text, "missing     trajectory (other files), voxel size", "bk.load_cfl(kspace, trajectory, maps, voxel")
 
 
 def test_arrays_are_described_by_name(raw, tmp_path):

@@ -58,7 +58,7 @@ def open_arrays(path: str | os.PathLike[str], *, values: bool = True) -> Iterato
     check_is_file(path)
     if h5py.is_hdf5(path):
         with open_hdf5(path, values=values) as file:
-            yield _hdf5(file, path)
+            yield find_arrays(file, path)
     elif is_mat5(path):
         found = find_variables(path)
         yield {name: Stored(v.shape, v.dtype, partial(read_variable, path, name, v)) for name, v in found.items()}
@@ -172,7 +172,8 @@ def _as_array(content: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], fort
     return values.astype(dtype.newbyteorder("="))
 
 
-def _hdf5(file: h5py.File, path: Path) -> dict[str, Stored]:
+def find_arrays(file: h5py.File, path: Path) -> dict[str, Stored]:
+    """Return the arrays of numbers of an open HDF5 file by name."""
     found = {}
     for member in members(file):
         if isinstance(member, h5py.Dataset) and member.shape is not None and not member.name.startswith("/#"):

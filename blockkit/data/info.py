@@ -12,7 +12,7 @@ import h5py
 import nibabel
 import numpy as np
 
-from blockkit.data.array_files import Stored, open_arrays
+from blockkit.data.array_files import Stored, find_arrays, open_arrays
 from blockkit.data.cfl import read_header as read_cfl_header
 from blockkit.data.files import ScanFileError, check_is_file, printable
 from blockkit.data.formats import FORMAT, find_datasets, read_voxel_size
@@ -57,22 +57,25 @@ def describe_file(path: str | os.PathLike[str]) -> str:
     elif path.name.endswith((".nii", ".nii.gz")):
         lines = _nifti(check_is_file(path))
     elif h5py.is_hdf5(check_is_file(path)):
-        with open_hdf5(path, values=False) as file:
-            describe = _kind(file)
-            lines = [] if describe is None else describe(file, path)
-        lines = lines or _arrays(path)
+        with open_hdf5(path, values=_is_read(path)) as file:
+            lines = _kind(file)(file, path)
     else:
         lines = _arrays(path)
     return "\n".join((str(path), *lines))
 
 
-def _kind(file: h5py.File) -> Callable[[h5py.File, Path], list[str]] | None:
+def _kind(file: h5py.File) -> Callable[[h5py.File, Path], list[str]]:
     if plain(read_attribute(file, "format")) == FORMAT:
         return _scan
     groups = [find(file, name) for name in file]
     if any(isinstance(group, h5py.Group) and {"xml", "data"} <= set(group) for group in groups):
         return _ismrmrd
-    return None
+    return lambda file, path: _arrays_lines(find_arrays(file, path), path)
+
+
+def _is_read(path: Path) -> bool:
+    """Return whether values may be read: a folder's arrays are, one by one, if they are small."""
+    return path.is_dir() or path.stat().st_size <= CHECKED_BYTES
 
 
 def _scan(file: h5py.File, path: Path) -> list[str]:
@@ -80,7 +83,7 @@ def _scan(file: h5py.File, path: Path) -> list[str]:
     for name, dataset in datasets.items():
         check_stored(dataset, name, path)
     voxel = read_voxel_size(file, path)
-    small = path.stat().st_size <= CHECKED_BYTES
+    small = _is_read(path)
     if small:
         load_scan(path)
     meanings = {
@@ -177,15 +180,18 @@ def _beside(base: Path) -> str:
 
 
 def _arrays(path: Path) -> list[str]:
-    small = path.is_dir() or path.stat().st_size <= CHECKED_BYTES
-    with open_arrays(path, values=small) as stored:
-        if not stored:
-            raise ScanFileError(f"'{path}' holds no array of numbers.")
-        lines = []
-        for name, one in sorted(stored.items()):
-            meaning = "axes not said" if one.shape or one.dtype.kind == "c" else f"{float(one.read()):g}"
-            lines.append(_line(name, one.shape, one.dtype, meaning))
-        return [*lines, "  missing     what the axes are, voxel size", *_suggest(stored, path, small)]
+    with open_arrays(path, values=_is_read(path)) as stored:
+        return _arrays_lines(stored, path)
+
+
+def _arrays_lines(stored: Mapping[str, Stored], path: Path) -> list[str]:
+    if not stored:
+        raise ScanFileError(f"'{path}' holds no array of numbers.")
+    lines = []
+    for name, one in sorted(stored.items()):
+        meaning = "axes not said" if one.shape or one.dtype.kind == "c" else f"{float(one.read()):g}"
+        lines.append(_line(name, one.shape, one.dtype, meaning))
+    return [*lines, "  missing     what the axes are, voxel size", *_suggest(stored, path, _is_read(path))]
 
 
 def _suggest(stored: Mapping[str, Stored], path: Path, small: bool) -> list[str]:

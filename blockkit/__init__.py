@@ -33,6 +33,7 @@ from blockkit.physics.delays import estimate_delays
 from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
 from blockkit.physics.linop import LinearOperator, adjoint_error
 from blockkit.physics.maps import InterpolatedMaps
+from blockkit.physics.off_resonance import OffResonance
 from blockkit.physics.readouts import crop_kspace, delay_gradients, select_readouts, shift_fov
 from blockkit.physics.sense import Encoding
 from blockkit.physics.trajectory import cones, density_compensation, radial_3d, stack_of_stars
@@ -50,6 +51,7 @@ __all__ = [
     "Encoding",
     "InterpolatedMaps",
     "LinearOperator",
+    "OffResonance",
     "RawScan",
     "ResidualCNN",
     "Scan",

@@ -48,9 +48,10 @@ def step_bytes(
         backprop's, or those of blocks without ``recompute``.
     """
     keeps_all = case.training and (block_shape is None or not recompute)
-    if case.n_held_out or case.normal == "nufft" or (offload == "disk" and keeps_all):
+    normal = "nufft" if case.off_resonance else case.normal
+    if case.n_held_out or normal == "nufft" or (offload == "disk" and keeps_all):
         raise ValueError(
-            f"n_held_out is {case.n_held_out}, normal {case.normal!r}, offload {offload!r}, recompute {recompute}: "
+            f"n_held_out is {case.n_held_out}, normal {normal!r}, offload {offload!r}, recompute {recompute}: "
             "expected no held-out samples, the Toeplitz normal, and blocks with recompute if there is an offload. "
             "predict_run traces any step."
         )

@@ -55,6 +55,8 @@ class Case:
     dtype: torch.dtype = torch.complex64
     n_held_out: int = 0
     """Samples of the ``n_samples`` that only the loss sees; 0: the loss compares with a reference."""
+    off_resonance: bool = False
+    """Whether the operator is off resonance: then ``normal`` is that of ``"nufft"``."""
     scratch_rate: float = 0.0
     """Bytes a voxel of the windows that kernels take for themselves, from :func:`scratch_rate`."""
 
@@ -149,12 +151,16 @@ def run_from_nothing(model: UnrolledNetwork, case: Case) -> None:
     with part("nufft"):
         how = {"normal": case.normal, "tolerance": case.tolerance, "coils_at_once": case.coils_at_once}
         A = Encoding(trajectory[n_held_out:], maps, weights=weights[n_held_out:], **how)  # type: ignore[arg-type]
+        if case.off_resonance:
+            A = A.off_resonant(torch.zeros(shape), torch.zeros(A.out_shape[1]))
         if A.normal_kind == "toeplitz":
             vars(A)["toeplitz"] = Toeplitz(torch.zeros(padded_shape(shape)), shape)
         else:
             _plan = _plan_of(A)
         if n_held_out:
             other = Encoding(trajectory[:n_held_out], maps, weights=weights[:n_held_out], tolerance=case.tolerance)
+            if case.off_resonance:
+                other = other.off_resonant(torch.zeros(shape), torch.zeros(n_held_out))
             _other_plan = _plan_of(other)
     with part("images"):
         b, start = (torch.zeros(shape, dtype=case.dtype) for _ in range(2))

@@ -69,6 +69,7 @@ def plan(
     offload: str | None = None,
     interpolated_maps: bool = False,
     coils_at_once: int = 1,
+    off_resonance: bool = False,
     calibrate: bool = False,
 ) -> Plan:
     """Find the largest block with which a run fits into a budget, and say what the bytes are for.
@@ -100,6 +101,8 @@ def plan(
         Whether the maps are :class:`~blockkit.physics.maps.InterpolatedMaps`, one value every 8 voxels.
     coils_at_once
         As in :class:`~blockkit.physics.sense.Encoding`.
+    off_resonance
+        Whether the operator is off resonance (:meth:`~blockkit.physics.sense.Encoding.off_resonant`).
     calibrate
         Run one batch of small windows here, and count the scratch that it takes, scaled to the windows.
 
@@ -129,6 +132,7 @@ def plan(
     double = any(weight.dtype in (torch.float64, torch.complex128) for weight in weights)
     dtype, at_once = torch.complex128 if double else torch.complex64, check_count(coils_at_once, "coils_at_once")
     case = Case(shape, coils, samples, training, interpolated_maps, min(at_once, coils), dtype=dtype, scratch_rate=rate)
+    case = replace(case, off_resonance=off_resonance)
     if model is not network:
         return plan_run(model, case, budget)
     return _report(_checked(predict_run(model, case), model, budget, case, sought=False), model, case, budget)

@@ -15,6 +15,7 @@ from blockkit.ledger import few_for_all, part
 from blockkit.physics.fourier import NUFFT, Toeplitz, toeplitz_pays
 from blockkit.physics.linop import LinearOperator, apply_linear
 from blockkit.physics.maps import InterpolatedMaps
+from blockkit.physics.off_resonance import OffResonance
 from blockkit.physics.solvers import eigenvalue_bound
 from blockkit.physics.trajectory import density_compensation
 
@@ -79,7 +80,7 @@ class Encoding(LinearOperator):
         self.maps = maps
         self.coils_at_once = check_count(coils_at_once, "coils_at_once")
         self.in_shape = check_shape3(maps.shape[1:])
-        self.fourier = NUFFT(trajectory, self.in_shape, engine=engine, tolerance=tolerance)
+        self.fourier: NUFFT | OffResonance = NUFFT(trajectory, self.in_shape, engine=engine, tolerance=tolerance)
         self.out_shape = (len(maps), len(trajectory))
         self.weights = None if weights is None else self._check_weights(weights)
         pays = toeplitz_pays(self.in_shape, len(trajectory), tolerance)
@@ -104,6 +105,8 @@ class Encoding(LinearOperator):
     @cached_property
     def toeplitz(self) -> Toeplitz:
         """The Toeplitz form of F^H W F, built once, at the first ``normal`` that wants it."""
+        if isinstance(self.fourier, OffResonance):
+            raise ValueError("off resonance F^H W F is no convolution: there is no Toeplitz form. Use A.normal.")
         with _real():
             return self.fourier.toeplitz(self.weights)
 
@@ -131,6 +134,30 @@ class Encoding(LinearOperator):
         vars(other).pop("lipschitz", None)
         other.maps = self.maps[coils]
         other.out_shape = (len(other.maps), *self.out_shape[1:])
+        return other
+
+    def off_resonant(self, field_map: Tensor, times: Tensor, *, tolerance: float | None = None) -> Self:
+        """Return the operator of spins that precess at their own frequencies, sharing all else with this one.
+
+        F becomes :class:`~blockkit.physics.off_resonance.OffResonance`, which says what the parameters are: the map in
+        Hz, shape ``(z, y, x)``, and the samples' times in seconds, shape ``(sample,)`` or ``(n_readout,)``. ``normal``
+        is then adjoint after forward, without Toeplitz form: two NUFFTs for each segment and coil.
+
+        Examples
+        --------
+        >>> from blockkit.physics.trajectory import radial_3d
+        >>> maps = torch.ones(1, 12, 10, 12, dtype=torch.complex64)
+        >>> A = Encoding(radial_3d(50, 24, (12, 10, 12)), maps)
+        >>> field_map, times = torch.linspace(-100, 100, 1440).view(12, 10, 12), 70e-6 + 50e-6 * torch.arange(24)
+        >>> A.off_resonant(field_map, times)
+        Encoding(1 coils, (12, 10, 12) -> (1, 1200), finufft, normal by nufft, off resonance in 5 segments)
+        """
+        other = copy.copy(self)
+        for computed in ("toeplitz", "lipschitz"):
+            vars(other).pop(computed, None)
+        on_resonance = self.fourier.fourier if isinstance(self.fourier, OffResonance) else self.fourier
+        other.fourier = OffResonance(on_resonance, field_map, times, tolerance=tolerance)
+        other.normal_kind = "nufft"
         return other
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,10 +229,12 @@ class Encoding(LinearOperator):
         return weights.to(self.device)
 
     def __repr__(self) -> str:
-        weighted = "" if self.weights is None else ", weighted"
+        more = "" if self.weights is None else ", weighted"
+        if isinstance(self.fourier, OffResonance):
+            more += f", off resonance in {len(self.fourier.segment_times)} segments"
         return (
             f"Encoding({len(self.maps)} coils, {self.in_shape} -> {self.out_shape}, {self.fourier.engine}, "
-            f"normal by {self.normal_kind}{weighted})"
+            f"normal by {self.normal_kind}{more})"
         )
 
 

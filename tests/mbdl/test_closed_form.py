@@ -143,6 +143,7 @@ def test_the_work_is_that_of_all_windows_and_a_third_more_to_recompute():
     [
         (replace(SMALL, n_held_out=100), BLOCK),
         (replace(SMALL, normal="nufft"), BLOCK),
+        (replace(SMALL, off_resonance=True), BLOCK),
         (SMALL, {"offload": "disk"}),
         (SMALL, {**BLOCK, "offload": "disk", "recompute": False}),
     ],

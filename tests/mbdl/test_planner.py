@@ -1,4 +1,5 @@
 import doctest
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 
@@ -74,6 +75,18 @@ def test_the_prediction_is_the_counted_peak_when_the_padded_grid_takes_several_s
         run_from_nothing(model, case)
     weights = sum(p.nbytes for p in model.parameters())
     assert abs(predicted.bytes - counted.bytes - weights) <= NUMBERS
+
+
+@pytest.mark.filterwarnings("ignore:.*trajectory")
+def test_the_prediction_is_the_counted_peak_off_resonance():
+    case = Case((14, 10, 12), 3, 900, off_resonance=True, n_held_out=225)
+    model = UnrolledNetwork(ResidualCNN(3, 2), 2, block_shape=(7, 10, 12))
+    predicted = predict_run(model, case)
+    with measure_peak() as counted:
+        run_from_nothing(model, case)
+    weights = sum(p.nbytes for p in model.parameters())
+    assert abs(predicted.bytes - counted.bytes - weights) <= 2 * NUMBERS  # and two tables of interpolators
+    assert predicted.parts["nufft"] != predict_run(model, replace(case, off_resonance=False)).parts["nufft"]
 
 
 @pytest.mark.filterwarnings("ignore:.*trajectory")

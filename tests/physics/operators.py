@@ -7,6 +7,7 @@ import torch
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import NUFFT, DirectFourier
 from blockkit.physics.linop import LinearOperator
+from blockkit.physics.off_resonance import OffResonance
 from blockkit.physics.sense import Encoding
 from blockkit.physics.toeplitz import Toeplitz, padded_shape
 from blockkit.physics.trajectory import density_compensation, radial_3d
@@ -39,6 +40,26 @@ def _weighted_encoding() -> Encoding:
     return A.weighted(A.dcf)
 
 
+def off_resonance(shape: tuple[int, int, int], n_readout: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a rough field map in Hz, and the times of one readout of 5 ms in seconds."""
+    generator = torch.Generator().manual_seed(4)
+    return 200 * torch.randn(shape, generator=generator), 1e-3 + 5e-3 * torch.arange(n_readout) / n_readout
+
+
+def _off_resonant_nufft(shape: tuple[int, int, int], tolerance: float = 1e-4) -> OffResonance:
+    return OffResonance(NUFFT(radial_3d(11, 14, shape), shape, tolerance=tolerance), *off_resonance(shape, 14))
+
+
+def off_resonant_encoding(shape: tuple[int, int, int], n_coils: int, **options: str | int) -> Encoding:
+    """Return an encoding operator off resonance."""
+    return _encoding(shape, n_coils, **options).off_resonant(*off_resonance(shape, 14))
+
+
+def _weighted_off_resonant_encoding() -> Encoding:
+    A = off_resonant_encoding((5, 7, 6), 2)
+    return A.weighted(A.dcf)
+
+
 OPERATORS: Registry = [
     ("exact sum", lambda: DirectFourier(scattered((4, 5, 6), 37), (4, 5, 6))),
     ("exact sum, one slice", lambda: DirectFourier(radial_3d(9, 12, (1, 6, 5)), (1, 6, 5))),
@@ -59,6 +80,11 @@ OPERATORS: Registry = [
     ("encoding, one slice", lambda: _encoding((1, 9, 8), 2)),
     ("encoding, torchkbnufft", lambda: _encoding((6, 4, 7), 2, engine="torchkbnufft")),
     ("encoding, weighted", _weighted_encoding),
+    ("off resonance", lambda: _off_resonant_nufft((6, 5, 7))),
+    ("off resonance, coarse", lambda: _off_resonant_nufft((4, 7, 5), tolerance=1e-2)),
+    ("off resonance, one slice", lambda: _off_resonant_nufft((1, 8, 7))),
+    ("encoding, off resonance", lambda: off_resonant_encoding((5, 6, 7), 3, coils_at_once=2)),
+    ("encoding, off resonance, weighted", _weighted_off_resonant_encoding),
     (
         "encoding after Toeplitz",
         lambda: _encoding((4, 6, 5), 3, normal="nufft") @ NUFFT(radial_3d(19, 12, (4, 6, 5)), (4, 6, 5)).toeplitz(),

@@ -31,12 +31,13 @@ from blockkit.physics.channels import compress_coils, mix_coils, outer_samples, 
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.delays import estimate_delays
 from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
+from blockkit.physics.generators import floret, from_mrinufft
 from blockkit.physics.linop import LinearOperator, adjoint_error
 from blockkit.physics.maps import InterpolatedMaps
 from blockkit.physics.off_resonance import OffResonance
 from blockkit.physics.readouts import crop_kspace, delay_gradients, select_readouts, shift_fov
 from blockkit.physics.sense import Encoding
-from blockkit.physics.trajectory import cones, density_compensation, radial_3d, stack_of_stars
+from blockkit.physics.trajectory import cones, density_compensation, radial_3d, spiral_phyllotaxis, stack_of_stars
 
 if TYPE_CHECKING:
     from blockkit.show.explorer import MemoryExplorer as MemoryExplorer
@@ -69,6 +70,8 @@ __all__ = [
     "estimate_delays",
     "estimate_maps",
     "fit",
+    "floret",
+    "from_mrinufft",
     "load_arrays",
     "load_cfl",
     "load_ismrmrd",
@@ -96,6 +99,7 @@ __all__ = [
     "shift_fov",
     "simulate_maps",
     "simulate_scan",
+    "spiral_phyllotaxis",
     "ssim",
     "stack_of_stars",
     "tune_reg_weight",

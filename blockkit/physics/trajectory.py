@@ -1,4 +1,4 @@
-"""Where k-space is sampled, and how densely: 3D radial, stack of stars, cones, and density compensation."""
+"""Where k-space is sampled, and how densely: radial, stack of stars, cones, phyllotaxis, and density compensation."""
 
 import math
 from collections.abc import Sequence
@@ -48,10 +48,58 @@ def radial_3d(n_spokes: int, n_readout: int, image_shape: Sequence[int]) -> Tens
     shape = check_shape3(image_shape)
     check_count(n_spokes, "n_spokes")
     check_count(n_readout, "n_readout")
-    sizes = torch.tensor([n if n > 1 else 0 for n in shape], dtype=torch.float64)
-    radius = (torch.arange(n_readout, dtype=torch.float64) - n_readout // 2) / n_readout
-    spokes = radius[None, :, None] * (_directions(n_spokes, shape) * sizes)[:, None, :]
-    return spokes.reshape(-1, 3).float()
+    return _spokes(_directions(n_spokes, shape), n_readout, shape)
+
+
+def spiral_phyllotaxis(n_spokes: int, n_readout: int, image_shape: Sequence[int], *, n_interleaves: int = 1) -> Tensor:
+    r"""Return diametrical spokes in the order of a spiral phyllotaxis: each interleaf a spiral from pole to equator.
+
+    Of S spokes, number m points along the polar angle :math:`\theta_m = \frac{\pi}{2} \sqrt{m / S}` from the kz axis
+    and the azimuth :math:`m` times 137.51 degrees, the golden angle of leaves and sunflower seeds. Interleaf i of I
+    has the spokes i, i + I, i + 2 I, ...: it starts near the pole, at it if i = 0, and covers the half sphere alone.
+    If I is a Fibonacci number, such as 21, 34 or 55, spokes in a row are close to each other, so that gradients change
+    little and eddy currents with them. The density of directions goes with :math:`\theta / \sin\theta`, 1.57 times as
+    much at the equator as at the pole. Samples along a spoke are those of :func:`radial_3d`, and where an axis is one
+    voxel thick, so are the spokes.
+
+    Parameters
+    ----------
+    n_spokes, n_readout
+        How many spokes in all, and samples on each.
+    image_shape
+        ``(z, y, x)``.
+    n_interleaves
+        How many interleaves; with 1, the azimuth advances by the golden angle from each spoke to the next. If it does
+        not divide ``n_spokes``, the first ones have a spoke more.
+
+    Returns
+    -------
+    Tensor
+        Real, float32, shape ``(n_spokes * n_readout, 3)``, interleaf after interleaf, spoke after spoke, columns
+        kz ky kx, cycles/FOV. The sample at k = 0 is number ``n_readout // 2`` of each spoke.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer spokes than interleaves, or a count is below 1.
+
+    References
+    ----------
+    .. [1] Piccini, Littmann, Nielles-Vallespin and Zenge, "Spiral phyllotaxis: the natural way to construct a 3D radial
+       trajectory in MRI", MRM 66:1049-1056, 2011, doi:10.1002/mrm.22898.
+    """
+    shape = check_shape3(image_shape)
+    check_count(n_spokes, "n_spokes")
+    check_count(n_readout, "n_readout")
+    if check_count(n_interleaves, "n_interleaves") > n_spokes:
+        raise ValueError(f"n_interleaves is {n_interleaves}, expected at most n_spokes = {n_spokes}.")
+    directions = _directions(n_spokes, shape)
+    if min(shape) > 1:
+        m = torch.arange(n_spokes, dtype=torch.float64)
+        polar, azimuth = math.pi / 2 * (m / n_spokes).sqrt(), 2 * math.pi * ((m * (1 - GOLDEN_RATIO)) % 1)
+        directions = torch.stack([polar.cos(), polar.sin() * azimuth.sin(), polar.sin() * azimuth.cos()], dim=1)
+    order = torch.cat([torch.arange(first, n_spokes, n_interleaves) for first in range(n_interleaves)])
+    return _spokes(directions[order], n_readout, shape)
 
 
 def stack_of_stars(n_spokes: int, n_readout: int, image_shape: Sequence[int]) -> Tensor:
@@ -154,6 +202,13 @@ def _spiral_radii(n_readout: int, n_turns: float) -> Tensor:
     length = np.concatenate([[0], np.cumsum(speed[1:] + speed[:-1])])
     places = (np.arange(n_readout) - n_readout // 2) / n_readout
     return torch.from_numpy(np.sign(places) * np.interp(2 * np.abs(places), length / length[-1], fine))
+
+
+def _spokes(directions: Tensor, n_readout: int, shape: Shape3) -> Tensor:
+    """Return straight readouts through the center along unit vectors, shape ``(spoke * sample, 3)``."""
+    sizes = torch.tensor([n if n > 1 else 0 for n in shape], dtype=torch.float64)
+    radius = (torch.arange(n_readout, dtype=torch.float64) - n_readout // 2) / n_readout
+    return (radius[None, :, None] * (directions * sizes)[:, None, :]).reshape(-1, 3).float()
 
 
 def _directions(n_spokes: int, shape: Shape3) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from operators import scattered
 
 from blockkit.physics.fourier import NUFFT
-from blockkit.physics.trajectory import cones, density_compensation, radial_3d, stack_of_stars
+from blockkit.physics.trajectory import cones, density_compensation, radial_3d, spiral_phyllotaxis, stack_of_stars
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (9, 20, 14), (32, 5, 7)], ids=str)
@@ -155,7 +155,56 @@ def test_spirals_in_a_plane_cover_each_circle_evenly(n_interleaves):
         assert gaps.max() < 2
 
 
-@pytest.mark.parametrize("make", [stack_of_stars, cones])
+def directions(k, n_readout, shape):
+    """Return the unit vector of each spoke, from its first sample."""
+    return -2 * k.view(-1, n_readout, 3)[:, 0].double() / torch.tensor(shape)
+
+
+def test_spokes_of_a_phyllotaxis_advance_by_the_golden_angle_from_pole_to_equator():
+    u = directions(spiral_phyllotaxis(500, 6, (12, 10, 14)), 6, (12, 10, 14))
+    polar, azimuth = u[:, 0].clamp(-1, 1).arccos(), torch.atan2(u[:, 1], u[:, 2])
+    share = torch.arange(500, dtype=torch.float64) / 500
+    torch.testing.assert_close(polar, math.pi / 2 * share.sqrt(), atol=1e-3, rtol=0)
+    steps = torch.rad2deg(azimuth[1:].diff()) % 360
+    torch.testing.assert_close(steps, torch.full((498,), 137.508).double(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("n_interleaves", [21, 34])
+def test_interleaves_of_a_phyllotaxis_share_its_spokes_and_wind_in_small_steps(n_interleaves):
+    shape = (12, 12, 12)
+    whole = directions(spiral_phyllotaxis(n_interleaves * 30, 6, shape), 6, shape)
+    u = directions(spiral_phyllotaxis(n_interleaves * 30, 6, shape, n_interleaves=n_interleaves), 6, shape)
+    arms = u.view(n_interleaves, 30, 3)
+    torch.testing.assert_close(arms.movedim(1, 0).flatten(0, 1), whole)
+    assert (arms[:, :, 0].diff(dim=1) < 0).all()  # from the pole down
+    assert arms[:, -1, 0].max() < 0.06
+    turn = (arms[:, 1:] * arms[:, :-1]).sum(dim=2).clamp(-1, 1).arccos()
+    assert torch.rad2deg(turn).median() < 10
+    assert torch.rad2deg((whole[1:] * whole[:-1]).sum(dim=1).clamp(-1, 1).arccos()).median() > 100
+
+
+@pytest.mark.parametrize("n_spokes", [377, 2000])
+def test_directions_of_a_phyllotaxis_are_as_dense_as_they_are_said_to_be(n_spokes):
+    u = directions(spiral_phyllotaxis(n_spokes, 6, (12, 12, 12), n_interleaves=13), 6, (12, 12, 12))
+    along = 0.5 - 2 / math.pi**2  # the mean square of the cosine of the polar angle, by its density
+    expected = torch.diag(torch.tensor([along, (1 - along) / 2, (1 - along) / 2], dtype=torch.float64))
+    assert (u.T @ u / n_spokes - expected).abs().max() < 1.5 / n_spokes**0.5 / 3
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 10), (9, 1, 10), (8, 12, 1)], ids=str)
+def test_in_a_plane_a_phyllotaxis_has_golden_angles_in_the_order_of_its_interleaves(shape):
+    assert torch.equal(spiral_phyllotaxis(31, 8, shape), radial_3d(31, 8, shape))
+    order = [0, 4, 8, 1, 5, 9, 2, 6, 3, 7]
+    expected = radial_3d(10, 8, shape).view(10, 8, 3)[order].reshape(-1, 3)
+    assert torch.equal(spiral_phyllotaxis(10, 8, shape, n_interleaves=4), expected)
+
+
+def test_more_interleaves_than_spokes_are_refused():
+    with pytest.raises(ValueError, match="n_interleaves is 9, expected at most n_spokes = 8"):
+        spiral_phyllotaxis(8, 8, (8, 8, 8), n_interleaves=9)
+
+
+@pytest.mark.parametrize("make", [stack_of_stars, cones, spiral_phyllotaxis])
 def test_wrong_counts_of_the_other_trajectories_are_refused(make):
     with pytest.raises(ValueError, match="is 0, expected at least 1"):
         make(0, 8, (8, 8, 8))
@@ -247,7 +296,8 @@ def density_error(k, shape, weights):
 
 
 @pytest.mark.parametrize(
-    ("make", "n_readouts", "error"), [(radial_3d, 1200, 0.02), (stack_of_stars, 565, 0.013), (cones, 628, 0.022)]
+    ("make", "n_readouts", "error"),
+    [(radial_3d, 1200, 0.02), (stack_of_stars, 565, 0.013), (cones, 628, 0.022), (spiral_phyllotaxis, 1200, 0.02)],
 )
 def test_gridding_with_the_weights_returns_the_image_at_its_own_scale(make, n_readouts, error):
     shape = (18, 20, 16)
@@ -259,7 +309,9 @@ def test_gridding_with_the_weights_returns_the_image_at_its_own_scale(make, n_re
     assert float((gridded - image).norm() / image.norm()) < error
 
 
-@pytest.mark.parametrize(("make", "part"), [(stack_of_stars, math.pi / 4), (cones, math.pi / 6)])
+@pytest.mark.parametrize(
+    ("make", "part"), [(stack_of_stars, math.pi / 4), (cones, math.pi / 6), (spiral_phyllotaxis, math.pi / 6)]
+)
 def test_the_other_trajectories_cover_the_volume_they_promise(make, part):
     shape = (18, 20, 16)
     weights = density_compensation(make(700, 40, shape), shape)

@@ -31,7 +31,7 @@ def check_image(image: Tensor, image_shape: Sequence[int], name: str = "image") 
     if tuple(image.shape) != tuple(image_shape):
         raise ValueError(
             f"{name} has shape {tuple(image.shape)}, expected (z, y, x) = {tuple(image_shape)}."
-            + _shape_hint(image, image_shape, name)
+            + shape_hint(image, image_shape, name)
         )
     check_complex(image, name)
 
@@ -80,7 +80,8 @@ def check_number(value: float, name: str) -> float:
     return float(value)
 
 
-def _shape_hint(image: Tensor, image_shape: Sequence[int], name: str) -> str:
+def shape_hint(image: Tensor, image_shape: Sequence[int], name: str) -> str:
+    """Return what to write if an image lacks an axis, has one too many or has them in another order, or nothing."""
     shape, expected = tuple(image.shape), tuple(image_shape)
     if len(shape) == len(expected) - 1:
         return f" One axis is missing: if that is z, pass {name}[None]."
@@ -89,6 +90,13 @@ def _shape_hint(image: Tensor, image_shape: Sequence[int], name: str) -> str:
     if sorted(shape) == sorted(expected):
         return f" The axes are in another order: pass {name}.permute(...) so that z comes first."
     return ""
+
+
+def slice_hint(trajectory_shape: Sequence[int]) -> str:
+    """Return what to write if the trajectory is that of a slice and lacks kz, or nothing."""
+    if len(trajectory_shape) != 2 or trajectory_shape[1] != 2:
+        return ""
+    return " If these are ky kx of one slice, write torch.nn.functional.pad(trajectory, (1, 0)): kz is 0."
 
 
 def check_kspace(kspace: Tensor, trajectory: Tensor | None = None, *, name: str = "kspace") -> None:
@@ -108,7 +116,8 @@ def check_kspace(kspace: Tensor, trajectory: Tensor | None = None, *, name: str 
     if tuple(trajectory.shape) != (kspace.shape[1], 3):
         raise ValueError(
             f"trajectory has shape {tuple(trajectory.shape)}, expected (sample, 3) = ({kspace.shape[1]}, 3), columns "
-            f"kz ky kx: one row for each sample of {name}. Write trajectory.reshape(-1, 3)."
+            f"kz ky kx: one row for each sample of {name}."
+            + (slice_hint(trajectory.shape) or " Write trajectory.reshape(-1, 3).")
         )
     if not trajectory.is_floating_point():
         raise TypeError(f"trajectory has dtype {trajectory.dtype}, expected a real one. Write trajectory.float().")

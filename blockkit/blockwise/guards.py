@@ -33,7 +33,7 @@ def check_volume(network: nn.Module, x: Tensor) -> Shape3:
     if not x.is_floating_point():
         raise TypeError(f"x has dtype {x.dtype}, expected torch.float32. Write x.to(torch.float32).")
     if x.ndim != 4 or 0 in x.shape:
-        hint = " Is the channel missing? Pass x[None]." if x.ndim == 3 else ""
+        hint = " Is the channel missing? Pass x[None]. Is it one slice? Pass x[:, None]." if x.ndim == 3 else ""
         hint = " Pass one volume at a time: x[0]." if x.ndim == 5 else hint
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (channel, z, y, x), none of them 0.{hint}")
     return x.shape[1], x.shape[2], x.shape[3]

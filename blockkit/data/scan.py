@@ -18,6 +18,7 @@ from blockkit.checks import (
     check_number,
     check_shape3,
     check_tensor,
+    slice_hint,
 )
 from blockkit.data.band import limit_band, smallest_region
 from blockkit.data.files import ScanFileError, check_voxel_size
@@ -99,9 +100,10 @@ def check_shapes(kspace: Tensor, trajectory: Tensor, maps: Tensor, reference: Te
     if len(sizes) != 2:
         raise ValueError(f"kspace has shape {sizes}, expected (coil, sample). For one coil, pass kspace[None].")
     if len(points) != 2 or points[1] != 3:
-        raise ValueError(f"trajectory has shape {points}, expected (sample, 3), columns kz ky kx.")
+        raise ValueError(f"trajectory has shape {points}, expected (sample, 3), columns kz ky kx.{slice_hint(points)}")
     if len(coils) != 4:
-        raise ValueError(f"maps has shape {coils}, expected (coil, z, y, x). For one coil, pass maps[None].")
+        hint = " For one coil, pass maps[None]; for one slice, maps[:, None]." if len(coils) == 3 else ""
+        raise ValueError(f"maps has shape {coils}, expected (coil, z, y, x).{hint}")
     if sizes[1] != points[0]:
         raise ValueError(f"kspace has {sizes[1]} samples, and trajectory {points[0]}: expected the same number.")
     if sizes[0] != coils[0]:

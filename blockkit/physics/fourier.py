@@ -11,7 +11,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from blockkit import ledger
-from blockkit.checks import Shape3, check_complex, check_finite, check_number, check_shape3, check_tensor
+from blockkit.checks import (
+    Shape3,
+    check_complex,
+    check_finite,
+    check_number,
+    check_shape3,
+    check_tensor,
+    shape_hint,
+    slice_hint,
+)
 from blockkit.physics.engines import Engine, choose_engine, finest_tolerance, oversampling, workspace_bytes
 from blockkit.physics.linop import LinearOperator, apply_linear
 from blockkit.physics.toeplitz import Toeplitz, kernel_piece, padded_shape, toeplitz_kernel
@@ -259,7 +268,7 @@ def check_coils(value: Tensor, shape: tuple[int, ...], name: str, device: torch.
         sizes = ", ".join(map(str, shape))
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}, expected ({axes}) = ({sizes}), or with one coil axis in front, "
-            f"(coil, {axes}) = (any, {sizes})."
+            f"(coil, {axes}) = (any, {sizes})." + (shape_hint(value, shape, name) if len(shape) == 3 else "")
         )
     check_complex(value, name)
     if value.device.type != device.type:
@@ -271,6 +280,7 @@ def check_trajectory(trajectory: Tensor, image_shape: Shape3) -> Tensor:
     check_tensor(trajectory, "trajectory")
     if trajectory.ndim != 2 or trajectory.shape[1] != 3 or trajectory.shape[0] == 0:
         hint = " Write trajectory.T." if trajectory.ndim == 2 and trajectory.shape[0] == 3 else ""
+        hint = hint or slice_hint(trajectory.shape)
         hint = " Write trajectory.reshape(-1, 3)." if trajectory.ndim > 2 and trajectory.shape[-1] == 3 else hint
         raise ValueError(
             f"trajectory has shape {tuple(trajectory.shape)}, expected (sample, 3), columns kz ky kx, at least one row."

@@ -247,7 +247,7 @@ def _check_maps(maps: Tensor) -> None:
     """Raise unless these are maps of one coil or more, all finite; coil by coil, so that little memory is needed."""
     check_tensor(maps, "maps")
     if maps.ndim != 4:
-        hint = " For one coil, pass maps[None]." if maps.ndim == 3 else ""
+        hint = " For one coil, pass maps[None]; for one slice, maps[:, None]." if maps.ndim == 3 else ""
         raise ValueError(f"maps has shape {tuple(maps.shape)}, expected (coil, z, y, x).{hint}")
     check_complex(maps, "maps")
     if not len(maps):

@@ -43,7 +43,7 @@ def _weighted_encoding() -> Encoding:
 def off_resonance(shape: tuple[int, int, int], n_readout: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a rough field map in Hz, and the times of one readout of 5 ms in seconds."""
     generator = torch.Generator().manual_seed(4)
-    return 200 * torch.randn(shape, generator=generator), 1e-3 + 5e-3 * torch.arange(n_readout) / n_readout
+    return 40 * torch.randn(shape, generator=generator), 1e-3 + 5e-3 * torch.arange(n_readout) / n_readout
 
 
 def _off_resonant_nufft(shape: tuple[int, int, int]) -> OffResonance:

@@ -52,7 +52,7 @@ def make_ready(scan: Scan, methods: list[str], args: argparse.Namespace) -> dict
     model = find_model(args.weights, args.block_shape).to(device) if "mbdl" in methods else None
     if model is not None and not args.ignore_memory:
         check_room(model, scan, training=False, unless="--ignore-memory")
-    A = Encoding(scan.trajectory.to(device), scan.maps)
+    A = scan.encoding(device)
     kspace = scan.kspace.to(device)
     chosen = {name: getattr(args, name) for name in ("reg_weight", "n_iterations")}
     given = {name: value for name, value in chosen.items() if value is not None}

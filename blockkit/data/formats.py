@@ -10,6 +10,8 @@ kspace        complex64  coil, sample          arbitrary
 trajectory    float32    sample, (kz, ky, kx)  cycles per field of view
 maps          complex64  coil, z, y, x         1
 reference     complex64  z, y, x               arbitrary; this one may be missing
+field_map     float32    z, y, x               Hz, off-resonance; may be missing, with times
+times         float32    sample                s, when samples were read out; may be missing
 ============  =========  ====================  ==============================================
 
 Complex numbers are compounds of two float32, ``r`` and ``i``. Each dataset says its axes and unit in attributes.
@@ -39,8 +41,11 @@ _LAYOUT = {
     "trajectory": ("float32", ("sample", "kz ky kx"), "cycles per field of view"),
     "maps": ("complex64", ("coil", "z", "y", "x"), "1"),
     "reference": ("complex64", ("z", "y", "x"), "arbitrary"),
+    "field_map": ("float32", ("z", "y", "x"), "Hz"),
+    "times": ("float32", ("sample",), "s"),
 }
-_OPTIONAL = ("reference",)
+ARRAYS = tuple(_LAYOUT)
+_OPTIONAL = ("reference", "field_map", "times")
 
 
 def write_scan_file(
@@ -53,7 +58,7 @@ def write_scan_file(
     path
         Where to write, by custom with the ending ``.h5``.
     arrays
-        ``kspace``, ``trajectory``, ``maps`` and, if there is one, ``reference``.
+        ``kspace``, ``trajectory``, ``maps`` and, where there are any, ``reference``, ``field_map`` and ``times``.
     voxel_size
         ``(z, y, x)`` in mm.
 

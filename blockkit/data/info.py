@@ -91,12 +91,14 @@ def _scan(file: h5py.File, path: Path) -> list[str]:
         "trajectory": "(sample, 3), columns kz ky kx, cycles/FOV",
         "maps": "(coil, z, y, x), no unit",
         "reference": "(z, y, x), to compare with",
+        "field_map": "(z, y, x), off-resonance in Hz",
+        "times": "(sample,), when each was read out, in s",
     }
     lines = []
     for name, meaning in meanings.items():
         if name in datasets:
             lines.append(_line(name, datasets[name].shape, datasets[name].dtype, meaning))
-        else:
+        elif name == "reference":
             lines.append(f"  {name:<11} missing: images can be made, but not compared")
     image_shape = datasets["maps"].shape[1:]
     lines.append(_voxel_line(image_shape, voxel))

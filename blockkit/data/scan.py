@@ -22,10 +22,11 @@ from blockkit.checks import (
 )
 from blockkit.data.band import limit_band, smallest_region
 from blockkit.data.files import ScanFileError, check_voxel_size
-from blockkit.data.formats import read_scan_file, write_scan_file
+from blockkit.data.formats import ARRAYS, read_scan_file, write_scan_file
 from blockkit.data.render import voxel_size_mm
 from blockkit.physics.coils import FOV_MM, simulate_maps
 from blockkit.physics.fourier import NUFFT, check_trajectory
+from blockkit.physics.sense import Encoding
 from blockkit.physics.trajectory import radial_3d
 
 
@@ -45,6 +46,10 @@ class Scan:
         ``(z, y, x)`` in mm.
     reference
         The image to compare with, complex64, shape ``(z, y, x)``, or None.
+    field_map, times
+        Off-resonance frequency of each voxel, float32, shape ``(z, y, x)``, in Hz, and when each sample was read out,
+        float32, shape ``(sample,)``, in seconds, as :class:`~blockkit.physics.off_resonance.OffResonance` has them; or
+        None, both. Every reconstruction and training takes them into account.
 
     Raises
     ------
@@ -59,16 +64,38 @@ class Scan:
     maps: Tensor
     voxel_size: tuple[float, float, float]
     reference: Tensor | None = None
+    field_map: Tensor | None = None
+    times: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("kspace", "trajectory", "maps", "reference"):
+        for name in ARRAYS:
             value = getattr(self, name)
             if value is not None:
                 check_tensor(value, name)
                 _check_dtype(value, name)
                 check_finite(value, name)
         check_shapes(self.kspace, self.trajectory, self.maps, self.reference)
+        self._check_off_resonance()
         object.__setattr__(self, "voxel_size", check_voxel_size(self.voxel_size))
+
+    def _check_off_resonance(self) -> None:
+        if (self.field_map is None) != (self.times is None):
+            there, missing = ("times", "field_map") if self.field_map is None else ("field_map", "times")
+            raise ValueError(f"{there} is given and {missing} is None, expected both or neither. Pass {missing} too.")
+        if self.field_map is not None and tuple(self.field_map.shape) != self.image_shape:
+            raise ValueError(f"field_map has shape {tuple(self.field_map.shape)}, expected {self.image_shape}.")
+        if self.times is not None and tuple(self.times.shape) != self.kspace.shape[1:]:
+            raise ValueError(
+                f"times has shape {tuple(self.times.shape)}, expected (sample,) = ({self.kspace.shape[1]},). "
+                "If all readouts are alike, write times.repeat(n_readouts)."
+            )
+
+    def encoding(self, device: torch.device | str = "cpu") -> Encoding:
+        """Return the encoding operator of the scan on ``device``, off resonance where there is a field map."""
+        A = Encoding(self.trajectory.to(device), self.maps)
+        if self.field_map is None or self.times is None:
+            return A
+        return A.off_resonant(self.field_map, self.times)
 
     @property
     def image_shape(self) -> Shape3:
@@ -83,7 +110,7 @@ class Scan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scan to an HDF5 file, by custom ``.h5``; an older file is replaced once the new one is whole."""
-        arrays = {name: getattr(self, name) for name in ("kspace", "trajectory", "maps", "reference")}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
         known = {name: a.detach().cpu().resolve_conj().resolve_neg() for name, a in arrays.items() if a is not None}
         write_scan_file(path, {name: a.numpy() for name, a in known.items()}, self.voxel_size)
 
@@ -258,9 +285,9 @@ def _voxel_size(volume: Tensor, shape: Shape3) -> tuple[float, float, float]:
 
 
 def _check_dtype(value: Tensor, name: str) -> None:
-    if name == "trajectory":
+    if name in ("trajectory", "field_map", "times"):
         if value.dtype != torch.float32:
-            raise TypeError(f"trajectory has dtype {value.dtype}, expected torch.float32. Write trajectory.float().")
+            raise TypeError(f"{name} has dtype {value.dtype}, expected torch.float32. Write {name}.float().")
         return
     check_complex(value, name)
     if value.dtype != torch.complex64:

@@ -11,7 +11,6 @@ from blockkit.data.scan import Scan
 from blockkit.mbdl.data_consistency import DataTerm, prepare
 from blockkit.mbdl.held_out import HeldOut
 from blockkit.mbdl.unrolled import UnrolledNetwork
-from blockkit.physics.sense import Encoding
 
 CACHE_SHARE = 0.4  # of the machine's memory
 
@@ -90,7 +89,7 @@ class PreparedScans(Sequence[Prepared]):
 
     def data_of(self, scan: Scan) -> DataTerm:
         """Return the data term of a scan, without the plans that made it."""
-        A = Encoding(scan.trajectory.to(self.device), scan.maps)
+        A = scan.encoding(self.device)
         with torch.no_grad():
             data = prepare(A, scan.kspace.to(self.device), self.data_term)
         A.fourier.forget_plans()

@@ -45,7 +45,15 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
     rate = _scratch_rate(model, device, training=training)
     n_samples = scan.kspace.shape[1]
     n_held_out = math.ceil(share_held_out * n_samples)
-    case = Case(scan.image_shape, scan.n_coils, n_samples, training, n_held_out=n_held_out, scratch_rate=rate)
+    case = Case(
+        scan.image_shape,
+        scan.n_coils,
+        n_samples,
+        training,
+        n_held_out=n_held_out,
+        off_resonance=scan.field_map is not None,
+        scratch_rate=rate,
+    )
     loaded = _loaded(model, case)
     needed = predict_run(model, case).bytes - loaded
     if needed <= free:

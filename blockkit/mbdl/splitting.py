@@ -37,7 +37,6 @@ from blockkit.checks import check_image
 from blockkit.data.scan import Scan
 from blockkit.mbdl.held_out import HeldOut
 from blockkit.mbdl.prepared import Prepared, PreparedScans
-from blockkit.physics.sense import Encoding
 
 N_FOLDS = 4
 LEAST_READOUTS = 2 * N_FOLDS
@@ -147,7 +146,8 @@ def held_out_error(image: Tensor, held_out: Scan) -> float:
 
 
 def _part(scan: Scan, chosen: Tensor) -> Scan:
-    return replace(scan, kspace=scan.kspace[:, chosen], trajectory=scan.trajectory[chosen])
+    times = None if scan.times is None else scan.times[chosen]
+    return replace(scan, kspace=scan.kspace[:, chosen], trajectory=scan.trajectory[chosen], times=times)
 
 
 class SplitScans(PreparedScans):
@@ -181,6 +181,6 @@ class SplitScans(PreparedScans):
 
 def _target(scan: Scan, scale: Tensor) -> HeldOut:
     """Return all samples of a scan as held-out ones, on the device of ``scale``, the unit of the image."""
-    A = Encoding(scan.trajectory.to(scale.device), scan.maps)
+    A = scan.encoding(scale.device)
     A = A.weighted(A.dcf)
     return HeldOut(A, scan.kspace.to(scale.device) / scale * A.dcf.sqrt())

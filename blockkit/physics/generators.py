@@ -112,7 +112,7 @@ def floret(
     if not 0 < check_number(n_turns, "n_turns") < math.inf:
         raise ValueError(f"n_turns is {n_turns}, expected a number above 0, such as 1.")
     check_count(n_readout, "n_readout", 2)
-    shots = _load("floret").initialize_3D_floret(
+    shots = _generators().initialize_3D_floret(
         n_interleaves,
         n_readout,
         nb_revolutions=n_turns,
@@ -122,11 +122,11 @@ def floret(
     return from_mrinufft(shots, shape)
 
 
-def _load(caller: str) -> Any:
+def _generators() -> Any:
     """Import mri-nufft's generators on first use, keeping to itself what the import warns of."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module("mrinufft.trajectories")
     except ImportError as error:
-        raise ImportError(f"{caller} needs mri-nufft, which cannot be imported: pip install mri-nufft") from error
+        raise ImportError("floret needs mri-nufft, which cannot be imported: pip install mri-nufft") from error

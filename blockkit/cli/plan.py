@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
     tasks = list(TASKS) if args.task is None else [args.task]
     fits = False
     for task in tasks:
-        case = Case(head.image_shape, head.n_coils, head.n_samples, training=task == "train")
+        training, off_resonance = task == "train", head.has_field_map
+        case = Case(head.image_shape, head.n_coils, head.n_samples, training, off_resonance=off_resonance)
         try:
             text, fits = str(plan_run(model, case, args.budget_gib * GIB)), True
         except ValueError as error:

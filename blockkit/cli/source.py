@@ -1,6 +1,7 @@
 """The scan that a command is given: a file that says all, or one of which the command line says the rest."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from blockkit.cli.shared import ZYX
@@ -57,7 +58,7 @@ def look_at_source(args: argparse.Namespace) -> ScanHead:
         raw = _open_raw(args)
         head = ScanHead(raw.image_shape, raw.n_coils, raw.n_samples, raw.voxel_size)
     n_coils = head.n_coils if args.n_coils is None else min(args.n_coils, head.n_coils)
-    return ScanHead(head.image_shape, n_coils, head.n_samples, head.voxel_size, head.has_reference)
+    return replace(head, n_coils=n_coils)
 
 
 def _kind(args: argparse.Namespace) -> str:

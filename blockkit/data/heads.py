@@ -48,6 +48,8 @@ class ScanHead:
         ``(z, y, x)`` in mm.
     has_reference
         Whether there is an image to compare with.
+    has_field_map
+        Whether there is a field map, so that reconstruction is off resonance.
     """
 
     image_shape: Shape3
@@ -55,6 +57,7 @@ class ScanHead:
     n_samples: int
     voxel_size: tuple[float, float, float]
     has_reference: bool = False
+    has_field_map: bool = False
 
     def __str__(self) -> str:
         """Return it in a few words."""
@@ -90,7 +93,7 @@ def read_head(path: str | os.PathLike[str]) -> ScanHead:
                         for name, dataset in datasets.items()})  # fmt: skip
         shape, (n_coils, n_samples) = datasets["maps"].shape[1:], datasets["kspace"].shape
         voxel_size = check_voxel_size(read_voxel_size(file, Path(path)))
-        return ScanHead(shape, n_coils, n_samples, voxel_size, "reference" in datasets)
+        return ScanHead(shape, n_coils, n_samples, voxel_size, "reference" in datasets, "field_map" in datasets)
 
 
 def look_through(path: str | os.PathLike[str]) -> None:
@@ -155,12 +158,17 @@ def _check_values(dataset: h5py.Dataset, name: str) -> None:
         raise ValueError(
             f"{name} has {n_bad} values that are NaN or infinite, the first at index {first}. Expected finite numbers."
         )
-    if largest == 0:
+    if largest == 0 and name not in ("field_map", "times"):  # a scan on resonance, or all at once
         raise ValueError(f"{name} is zero everywhere, expected a signal.")
 
 
 def _pieces(dataset: h5py.Dataset) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
-    """Yield pieces of a dataset of two axes or more, with the index where each begins."""
+    """Yield pieces of a dataset, with the index where each begins."""
+    if dataset.ndim == 1:
+        step = max(1, _BYTES_AT_ONCE // dataset.dtype.itemsize)
+        for i in range(0, dataset.shape[0], step):
+            yield (i,), np.asarray(dataset[i : i + step])
+        return
     row = prod(dataset.shape[2:]) * dataset.dtype.itemsize
     columns = max(1, min(dataset.shape[1], _BYTES_AT_ONCE // max(1, row)))
     rows = max(1, _BYTES_AT_ONCE // max(1, columns * row)) if columns == dataset.shape[1] else 1

@@ -74,21 +74,8 @@ class Scan:
                 check_tensor(value, name)
                 _check_dtype(value, name)
                 check_finite(value, name)
-        check_shapes(self.kspace, self.trajectory, self.maps, self.reference)
-        self._check_off_resonance()
+        check_shapes(**{name: getattr(self, name) for name in ARRAYS})
         object.__setattr__(self, "voxel_size", check_voxel_size(self.voxel_size))
-
-    def _check_off_resonance(self) -> None:
-        if (self.field_map is None) != (self.times is None):
-            there, missing = ("times", "field_map") if self.field_map is None else ("field_map", "times")
-            raise ValueError(f"{there} is given and {missing} is None, expected both or neither. Pass {missing} too.")
-        if self.field_map is not None and tuple(self.field_map.shape) != self.image_shape:
-            raise ValueError(f"field_map has shape {tuple(self.field_map.shape)}, expected {self.image_shape}.")
-        if self.times is not None and tuple(self.times.shape) != self.kspace.shape[1:]:
-            raise ValueError(
-                f"times has shape {tuple(self.times.shape)}, expected (sample,) = ({self.kspace.shape[1]},). "
-                "If all readouts are alike, write times.repeat(n_readouts)."
-            )
 
     def encoding(self, device: torch.device | str = "cpu") -> Encoding:
         """Return the encoding operator of the scan on ``device``, off resonance where there is a field map."""
@@ -121,7 +108,14 @@ class Scan:
         )
 
 
-def check_shapes(kspace: Tensor, trajectory: Tensor, maps: Tensor, reference: Tensor | None = None) -> None:
+def check_shapes(
+    kspace: Tensor,
+    trajectory: Tensor,
+    maps: Tensor,
+    reference: Tensor | None = None,
+    field_map: Tensor | None = None,
+    times: Tensor | None = None,
+) -> None:
     """Raise unless the arrays of a scan fit each other; values are not looked at, so tensors without memory will do."""
     sizes, points, coils = tuple(kspace.shape), tuple(trajectory.shape), tuple(maps.shape)
     if len(sizes) != 2:
@@ -139,6 +133,16 @@ def check_shapes(kspace: Tensor, trajectory: Tensor, maps: Tensor, reference: Te
         raise ValueError(f"kspace has shape {sizes} and maps {coils}: expected at least one along each axis.")
     if reference is not None:
         check_image(reference, coils[1:], "reference")
+    if (field_map is None) != (times is None):
+        there, missing = ("times", "field_map") if field_map is None else ("field_map", "times")
+        raise ValueError(f"{there} is given and {missing} is None, expected both or neither. Pass {missing} too.")
+    if field_map is not None and tuple(field_map.shape) != coils[1:]:
+        raise ValueError(f"field_map has shape {tuple(field_map.shape)}, expected {coils[1:]}.")
+    if times is not None and tuple(times.shape) != sizes[1:]:
+        raise ValueError(
+            f"times has shape {tuple(times.shape)}, expected (sample,) = ({sizes[1]},). "
+            "If all readouts are alike, write times.repeat(n_readouts)."
+        )
 
 
 def load_scan(path: str | os.PathLike[str]) -> Scan:

@@ -288,3 +288,15 @@ def test_a_format_that_does_not_say_all_is_refused_with_what_to_type(tmp_path: P
     (bad,) = ScanFolder(tmp_path, "*.npz").check().bad
     assert "bk.load_arrays" in str(bad.problem)
     assert "bk.make_scan(raw).save(path)" in str(bad.problem)
+
+
+def test_a_scan_with_a_field_map_is_looked_through_and_said_to_have_one(scan: Scan, tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    off_resonance = {"field_map": torch.zeros(scan.image_shape), "times": torch.zeros(scan.kspace.shape[1])}
+    replace(scan, **off_resonance).save(path)
+    assert read_head(path).has_field_map
+    look_through(path)
+    with h5py.File(path, "r+") as file:
+        file["times"][7] = np.nan
+    with pytest.raises(ScanFileError, match=r"times has 1 values that are NaN or infinite, the first at index \(7,\)"):
+        look_through(path)

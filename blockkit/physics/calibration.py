@@ -113,8 +113,7 @@ def estimate_maps(
         values = _normalize(images)
     else:
         values = smooth_phase(espirit(center, nodes, kernel_width=5 if min(nodes) > 1 else 6)[0], signal)
-        mean = (values.conj() * images).sum()  # of the image that these maps give: its phase is arbitrary so far
-        values *= torch.where(mean.abs() > 0, mean / mean.abs(), 1)
+        values *= _turn_to_real(values, signal)
     maps = InterpolatedMaps(_continue(values, signal), shape)
     return maps if interpolated else _normalize(maps.full())
 
@@ -191,6 +190,13 @@ def _low_resolution(center: Tensor, nodes: Shape3) -> Tensor:
         transform = torch.polar(window.expand_as(turns), turns).to(images)
         images = torch.tensordot(images, transform, dims=([axis], [1])).movedim(-1, axis)
     return images
+
+
+def _turn_to_real(values: Tensor, signal: Tensor) -> Tensor:
+    """Return the phase factor with which the strongest coil is real on average; eigenvectors come with any phase."""
+    energy = (signal * values.abs()).square().flatten(1).sum(dim=1)
+    mean = (signal * values[int(energy.argmax())]).sum()
+    return torch.where(mean.abs() > 0, mean.conj() / mean.abs(), 1)
 
 
 def _continue(values: Tensor, signal: Tensor) -> Tensor:

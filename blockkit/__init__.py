@@ -12,6 +12,7 @@ from blockkit.blockwise.reach import reach
 from blockkit.classic.compressed_sensing import compressed_sensing, tune_reg_weight
 from blockkit.data.arrays import load_arrays
 from blockkit.data.cfl import load_cfl, save_cfl
+from blockkit.data.dicom import save_dicom
 from blockkit.data.folder import ScanFolder
 from blockkit.data.formats import save_nifti
 from blockkit.data.ismrmrd import load_ismrmrd
@@ -92,6 +93,7 @@ __all__ = [
     "radial_3d",
     "reach",
     "save_cfl",
+    "save_dicom",
     "save_ismrmrd",
     "save_nifti",
     "save_weights",

@@ -43,6 +43,16 @@ def check_tensor(value: object, name: str) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor.{hint}")
 
 
+def check_volume(value: Tensor, name: str) -> None:
+    """Raise unless ``value`` is a complex volume ``(z, y, x)`` of any size, all finite."""
+    check_tensor(value, name)
+    if value.ndim != 3:
+        hint = f" For one slice, pass {name}[None]." if value.ndim == 2 else ""
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected (z, y, x).{hint}")
+    check_complex(value, name)
+    check_finite(value, name)
+
+
 def check_complex(value: Tensor, name: str) -> None:
     """Raise unless ``value`` is complex64 or complex128."""
     if value.dtype not in (torch.complex64, torch.complex128):

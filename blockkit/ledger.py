@@ -11,10 +11,12 @@ with fake tensors, three rounds are enough.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+GIB: Final = 2**30  # bytes
 
 Item = TypeVar("Item")
 Listener = Callable[[int, str], None]

@@ -26,7 +26,8 @@ OPTIONS_OF = {
     "n_iterations": "cs",
 }
 
-Method = Callable[[bool], Tensor]  # whether to show a bar
+Method = Callable[[bool], Tensor]  # in earnest, with a bar; or only for its memory, with few iterations
+FEW = 3  # iterations: the memory does not grow with more
 
 
 def add_method_options(parser: argparse.ArgumentParser) -> None:
@@ -54,14 +55,17 @@ def make_ready(scan: Scan, methods: list[str], args: argparse.Namespace) -> dict
         check_room(model, scan, training=False, unless="--ignore-memory")
     A = scan.encoding(device)
     kspace = scan.kspace.to(device)
+    if methods != ["cs"]:
+        _ = A.dcf  # once, and so in no method's time
     chosen = {name: getattr(args, name) for name in ("reg_weight", "n_iterations")}
     given = {name: value for name, value in chosen.items() if value is not None}
+    few = {**given, "n_iterations": min(FEW, args.n_iterations or FEW)}
     ways: dict[str, Method] = {
-        "gridding": lambda progress: A.adjoint(A.dcf * kspace),
-        "cs": lambda progress: compressed_sensing(A, kspace, progress=progress, **given),
+        "gridding": lambda earnest: A.adjoint(A.dcf * kspace),
+        "cs": lambda earnest: compressed_sensing(A, kspace, progress=earnest, **(given if earnest else few)),
     }
     if model is not None:
-        ways["mbdl"] = lambda progress: run_model(model, A, kspace, progress)
+        ways["mbdl"] = lambda earnest: run_model(model, A, kspace, earnest)
     return {name: ways[name] for name in methods}
 
 

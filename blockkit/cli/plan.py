@@ -5,9 +5,10 @@ from pathlib import Path
 
 from blockkit.cli.shared import Commands, add_command, find_model
 from blockkit.cli.source import add_source_options, look_at_source
+from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import Case
 from blockkit.mbdl.offload import OFFLOADS
-from blockkit.mbdl.planner import GIB, plan_run
+from blockkit.mbdl.planner import plan_run
 
 TASKS = {"train": "A training step", "recon": "A reconstruction"}
 

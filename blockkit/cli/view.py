@@ -63,7 +63,6 @@ def _run(method: Method) -> "Result":
     try:
         return Result(image, seconds, predict_peak(lambda: method(False)), predicted=True)
     except ValueError:
-        started = time.perf_counter()
         with measure_peak() as peak:
-            method(True)
+            method(False)
         return Result(image, seconds, peak.bytes, predicted=False)

@@ -102,8 +102,9 @@ def save_cfl(path: str | os.PathLike[str], scan: Scan | RawScan) -> list[Path]:
     """Write BART's files ``path_kspace``, ``path_trajectory`` and, where known, ``path_maps`` and ``path_noise``.
 
     Each is a pair of ``.cfl`` and ``.hdr``, which ``bart nufft`` and ``bart pics -t`` take. What BART's files do not
-    hold is lost: the voxel size, the reference. Files that are there are replaced once all new ones are whole; a run
-    that is killed while they are leaves some without a header, which no one reads, and no mixture of old and new.
+    hold is lost: the voxel size, the reference, a field map. Files that are there are replaced once all new ones are
+    whole; a run that is killed while they are leaves some without a header, which no one reads, and no mixture of old
+    and new.
 
     Parameters
     ----------

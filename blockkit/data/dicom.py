@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from blockkit.checks import check_complex, check_finite, check_tensor
+from blockkit.checks import check_volume
 from blockkit.data.files import check_is_file, check_voxel_size
 
 DESCRIPTION = "blockkit, not for clinical use"
@@ -81,11 +81,7 @@ def save_dicom(
     .. [1] DICOM PS3.3, A.4, MR Image Information Object Definition.
     """
     pydicom = _import()
-    check_tensor(image, "image")
-    check_complex(image, "image")
-    if image.ndim != 3:
-        raise ValueError(f"image has shape {tuple(image.shape)}, expected (z, y, x). For one slice, pass image[None].")
-    check_finite(image, "image")
+    check_volume(image, "image")
     sizes, target = check_voxel_size(voxel_size), Path(folder)
     if target.exists():
         raise FileExistsError(f"'{target}' exists. Expected the name of a new folder, since a series belongs together.")

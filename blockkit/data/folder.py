@@ -11,11 +11,11 @@ from typing import overload
 from blockkit.checks import check_count, check_number
 from blockkit.data.files import ScanFileError, counted
 from blockkit.data.folder_report import FolderReport, check_files
+from blockkit.data.formats import ARRAYS
 from blockkit.data.opening import HDF5_SUFFIXES, Opener, open_scan
 from blockkit.data.raw import named_in_errors
 from blockkit.data.scan import Scan
-
-GIB = 2**30
+from blockkit.ledger import GIB
 
 
 class ScanFolder(Sequence[Scan]):
@@ -206,5 +206,5 @@ def _subject(path: Path, rule: str | None) -> str:
 
 
 def _n_bytes(scan: Scan) -> int:
-    arrays = (scan.kspace, scan.trajectory, scan.maps, scan.reference)
+    arrays = (getattr(scan, name) for name in ARRAYS)
     return sum(array.nbytes for array in arrays if array is not None)

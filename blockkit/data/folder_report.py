@@ -125,7 +125,9 @@ def _head_of(scan: object) -> ScanHead:
         raise TypeError(f"load gives a {type(scan).__name__}, expected a blockkit.Scan: bk.make_scan(raw).")
     if not scan.kspace.any():
         raise ValueError("kspace is zero everywhere, expected a signal.")
-    return ScanHead(scan.image_shape, scan.n_coils, scan.kspace.shape[1], scan.voxel_size, scan.reference is not None)
+    has_reference, has_field_map = scan.reference is not None, scan.field_map is not None
+    n_samples = scan.kspace.shape[1]
+    return ScanHead(scan.image_shape, scan.n_coils, n_samples, scan.voxel_size, has_reference, has_field_map)
 
 
 def _without_path(message: str, path: Path) -> str:

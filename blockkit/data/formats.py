@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blockkit.checks import check_complex, check_finite, check_tensor
+from blockkit.checks import check_volume
 from blockkit.data.files import ScanFileError, check_is_file, check_voxel_size, printable, written_beside
 from blockkit.data.hdf5 import find, open_hdf5, plain, read_attribute, read_dataset
 
@@ -177,11 +177,7 @@ def save_nifti(
     ----------
     .. [1] Cox et al., "A (sort of) new image data format standard: NIfTI-1", NeuroImage 22:e1440, 2004.
     """
-    check_tensor(image, "image")
-    check_complex(image, "image")
-    if image.ndim != 3:
-        raise ValueError(f"image has shape {tuple(image.shape)}, expected (z, y, x). For one slice, pass image[None].")
-    check_finite(image, "image")
+    check_volume(image, "image")
     if kind not in ("magnitude", "complex"):
         raise ValueError(f"kind is {kind!r}, expected 'magnitude' or 'complex'.")
     if not str(path).endswith((".nii", ".nii.gz")):

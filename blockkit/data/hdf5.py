@@ -4,8 +4,8 @@ A dataset's shape is a promise in its header. Before anything of that size is al
 those that the file stores for it, and these against the size of the file. Links to other files are not followed. And
 since damaged bytes can crash the HDF5 library, hold it in a loop, or make it ask for gigabytes, each file is tried in a
 process of its own first (:mod:`blockkit.data.probe`), of limited time and memory, on Linux with glibc's check of the
-heap. What remains: beyond 1 GiB only the directory is
-tried, not the values; and elsewhere a write past the library's memory that does not crash at once is not seen.
+heap. What remains: beyond 1 GiB only the directory is tried, not the values; and elsewhere a write past the library's
+memory that does not crash at once is not seen.
 """
 
 import atexit

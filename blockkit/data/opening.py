@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -80,7 +81,7 @@ def open_scan(path: str | os.PathLike[str], *, n_coils: int | None = None) -> Sc
         if n_coils is None or check_count(n_coils, "n_coils") >= scan.n_coils:
             return scan
         kspace, matrix = compress_coils(scan.kspace, n_coils)
-        return Scan(kspace, scan.trajectory, mix_coils(matrix, scan.maps), scan.voxel_size, scan.reference)
+        return replace(scan, kspace=kspace, maps=mix_coils(matrix, scan.maps))
     check_says_all(path, kind)
     with named_in_errors(path):
         return make_scan(load_ismrmrd(path), n_coils=n_coils)

@@ -18,6 +18,7 @@ from blockkit.checks import (
     check_number,
     check_shape3,
     check_tensor,
+    check_volume,
     slice_hint,
 )
 from blockkit.data.band import limit_band, smallest_region
@@ -258,12 +259,7 @@ def _choose_trajectory(trajectory: Tensor | None, n_spokes: int | None, shape: S
 
 
 def _check_truth(volume: Tensor, image_shape: Sequence[int] | None) -> Shape3:
-    check_tensor(volume, "volume")
-    if volume.ndim != 3:
-        hint = " For one slice, pass volume[None]." if volume.ndim == 2 else ""
-        raise ValueError(f"volume has shape {tuple(volume.shape)}, expected (z, y, x).{hint}")
-    check_complex(volume, "volume")
-    check_finite(volume, "volume")
+    check_volume(volume, "volume")
     shape = check_shape3(volume.shape if image_shape is None else image_shape)
     ratios = [fine / n for fine, n in zip(volume.shape, shape, strict=True) if n > 1]
     if any(fine < n for fine, n in zip(volume.shape, shape, strict=True)):

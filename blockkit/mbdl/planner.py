@@ -12,11 +12,11 @@ from blockkit.blockwise.memory import Peak
 from blockkit.blockwise.reach import reach
 from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3, check_count, check_number, check_shape3
+from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import PARTS, Case, blocks_of, predict_run, scratch_rate
 from blockkit.mbdl.networks import n_inputs
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
-GIB = 2**30
 LEAST_BLOCK = 16  # voxels on a side: below, a network computes little but halo
 
 

@@ -8,8 +8,9 @@ import torch
 
 from blockkit.blockwise.resident import free_bytes
 from blockkit.data.scan import Scan
+from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import Case, predict_run, scratch_rate
-from blockkit.mbdl.planner import GIB, largest_block
+from blockkit.mbdl.planner import largest_block
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
 TENSORS_A_CHANNEL = 16  # of 4 bytes, that naive backprop keeps at most for an output channel of a kernel, in a voxel

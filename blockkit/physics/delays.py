@@ -118,7 +118,7 @@ def _rounded(delay: Tensor) -> tuple[float, ...]:
 
 def _step(y: Tensor, k: Tensor, speed: Tensor, weights: Tensor, shape: Shape3) -> Tensor:
     """Return the change of the three delays of one step of Gauss and Newton, after Kaufman."""
-    F = NUFFT(k, shape, tolerance=1e-5)
+    F = NUFFT(k, shape, tolerance=2e-5)
     normal = F.toeplitz(weights)
 
     def project(samples: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch import nn
 
 from blockkit.blockwise.resident import free_bytes
 from blockkit.checks import Shape3, check_count, check_number, check_shape3
+from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import Case
 from blockkit.mbdl.own_process import MOST_BYTES, ROOM, run_in_own_process, scaled_down
-from blockkit.mbdl.planner import GIB
 from blockkit.show.explorer_controls import BUDGETS, Controls
 from blockkit.show.fingerprint import MIME, fingerprint
 from blockkit.show.memory_plots import HEIGHT, blocks_sketch, checks_sketch, curve_sketch, parts_sketch

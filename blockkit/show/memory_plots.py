@@ -8,10 +8,10 @@ import numpy as np
 
 from blockkit.blockwise.blocks import cut_axis
 from blockkit.checks import Shape3
+from blockkit.ledger import GIB
 from blockkit.show.plots import PALETTE
 from blockkit.show.sketch import Chart, Sketch, circle, star
 
-GIB = 2**30
 PART_COLORS = {
     "windows": "#0072B2",
     "images": "#56B4E9",

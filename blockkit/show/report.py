@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blockkit.data.files import printable, written_beside
 from blockkit.data.scan import Scan
+from blockkit.ledger import GIB
 from blockkit.show.figures import captions, show_mip, show_slices
 
 REFERENCE = "reference"
@@ -81,7 +82,7 @@ def write_report(path: str | os.PathLike[str], scan: Scan, results: Mapping[str,
         f"<p>{_text(_facts(scan))}</p>",
         _table(["method", *_columns(scan)], _rows(scan, results)),
         "<p>Memory is what a method takes at its peak beside the scan and the weights, in GiB of 2<sup>30</sup> bytes: "
-        "predicted by a trace, or counted while it ran. "
+        "predicted by a trace, or counted while it ran. Seconds are without the density compensation, done once. "
         + ("Scores are over the whole volume, on magnitude, against the reference." if scan.reference is not None else
            "The scan has no reference, so nothing is said about quality: a clean image may be wrong.")
         + "</p>",
@@ -114,7 +115,7 @@ def _rows(scan: Scan, results: Mapping[str, Result]) -> list[list[str]]:
     rows = []
     for name, result in results.items():
         how = "predicted" if result.predicted else "counted"
-        rows.append([name, f"{result.seconds:.1f}", f"{result.n_bytes / 2**30:.3g}", how])
+        rows.append([name, f"{result.seconds:.1f}", f"{result.n_bytes / GIB:.3g}", how])
         if scores:
             said = dict(line.partition(" ")[::2] for line in scores[name].splitlines())
             rows[-1] += [said.get(measure, "none").removesuffix(" dB") for measure in _MEASURES]

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from blockkit.blockwise.memory import Peak
 from blockkit.checks import Shape3
+from blockkit.ledger import GIB
 from blockkit.mbdl.closed_form import step_bytes, work_factor
 from blockkit.mbdl.footprint import Case, predict_run
 from blockkit.mbdl.network_bytes import NetworkBytes, computing_in, network_bytes, residual_cnn_bytes
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.planner import GIB, candidates
+from blockkit.mbdl.planner import candidates
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.show.memory_plots import gib
 

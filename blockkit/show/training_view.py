@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blockkit.blockwise.resident import free_bytes
-from blockkit.mbdl.planner import GIB
+from blockkit.ledger import GIB
 from blockkit.mbdl.progress import Progress
 from blockkit.show.fingerprint import MIME, fingerprint
 from blockkit.show.plots import MARKERS, PALETTE

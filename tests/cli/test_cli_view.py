@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from blockkit.blockwise.memory import measure_peak
+from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.cli import main
+from blockkit.cli.methods import FEW
 from blockkit.data.scan import Scan
 from blockkit.metrics import psnr
 from blockkit.physics.sense import Encoding
@@ -81,8 +85,6 @@ def test_without_a_reference_there_are_no_scores_and_the_page_says_so(files: Pat
 
 
 def test_predicted_bytes_are_those_that_are_counted(files: Path, scan: Scan) -> None:
-    from blockkit.blockwise.memory import measure_peak
-
     assert main(["view", str(files / "scan.h5"), "-o", str(files / "page.html"), "--methods", "gridding"]) == 0
     A = Encoding(scan.trajectory, scan.maps)
     A.adjoint(A.dcf * scan.kspace)
@@ -135,3 +137,29 @@ def test_an_image_of_zeros_is_scored_without_failing(files: Path, scan: Scan) ->
     report.write_report(files / "page.html", dark, {"zero": result}, title="dark")
     cells = re.findall("<td>(.*?)</td>", (files / "page.html").read_text(encoding="utf-8"))
     assert cells[:4] == ["zero", "1.0", "1", "predicted"]
+
+
+def test_compressed_sensing_is_run_once_in_full_and_a_few_iterations_more_for_its_memory(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+
+    def noted(A: Encoding, kspace: Tensor, *, progress: bool, **options: int) -> Tensor:
+        runs.append((progress, options.get("n_iterations")))
+        return compressed_sensing(A, kspace, progress=False, **options)
+
+    monkeypatch.setattr("blockkit.cli.methods.compressed_sensing", noted)
+    command = ["view", str(files / "scan.h5"), "-o", str(files / "page.html"), "--methods", "cs"]
+    assert main([*command, "--n-iterations", "20"]) == 0
+    assert runs[0] == (True, 20)
+    assert set(runs[1:]) == {(False, 3)}
+
+
+def test_the_memory_of_compressed_sensing_is_that_of_its_first_iterations(scan: Scan) -> None:
+    A = scan.encoding()
+    peaks = []
+    for n_iterations in (2, FEW, 25):  # the first builds what the others find
+        with measure_peak() as peak:
+            compressed_sensing(A, scan.kspace, n_iterations=n_iterations, tolerance=0)
+        peaks.append(peak.bytes)
+    assert peaks[1] == peaks[2]

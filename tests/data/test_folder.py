@@ -290,10 +290,40 @@ def test_a_format_that_does_not_say_all_is_refused_with_what_to_type(tmp_path: P
     assert "bk.make_scan(raw).save(path)" in str(bad.problem)
 
 
-def test_a_scan_with_a_field_map_is_looked_through_and_said_to_have_one(scan: Scan, tmp_path: Path) -> None:
+@pytest.fixture
+def off_resonant(scan: Scan) -> Scan:
+    return replace(scan, field_map=torch.zeros(scan.image_shape), times=torch.zeros(scan.kspace.shape[1]))
+
+
+def test_a_field_map_and_times_stay_with_a_scan_whose_coils_are_compressed(off_resonant: Scan, tmp_path: Path) -> None:
+    off_resonant.save(tmp_path / "scan.h5")
+    scan = open_scan(tmp_path / "scan.h5", n_coils=2)
+    assert scan.n_coils == 2
+    assert torch.equal(scan.field_map, off_resonant.field_map)
+    assert torch.equal(scan.times, off_resonant.times)
+    assert torch.equal(scan.reference, off_resonant.reference)
+
+
+def test_the_cache_counts_a_field_map_and_times(off_resonant: Scan, tmp_path: Path) -> None:
+    off_resonant.save(tmp_path / "scan.h5")
+    arrays = [
+        getattr(off_resonant, name) for name in ("kspace", "trajectory", "maps", "reference", "field_map", "times")
+    ]
+    n_bytes = sum(array.nbytes for array in arrays)
+    for cache, kept in ((n_bytes, True), (n_bytes - 1, False)):
+        folder = ScanFolder(tmp_path, cache_gib=cache / 2**30)
+        assert (folder[0] is folder[0]) == kept
+
+
+def test_a_scan_that_a_function_loads_is_said_to_have_a_field_map(off_resonant: Scan, tmp_path: Path) -> None:
+    (tmp_path / "scan.h5").write_text("anything")
+    report = ScanFolder(tmp_path, load=lambda path: off_resonant).check()
+    assert report.files[0].head.has_field_map
+
+
+def test_a_scan_with_a_field_map_is_looked_through_and_said_to_have_one(off_resonant: Scan, tmp_path: Path) -> None:
     path = tmp_path / "scan.h5"
-    off_resonance = {"field_map": torch.zeros(scan.image_shape), "times": torch.zeros(scan.kspace.shape[1])}
-    replace(scan, **off_resonance).save(path)
+    off_resonant.save(path)
     assert read_head(path).has_field_map
     look_through(path)
     with h5py.File(path, "r+") as file:

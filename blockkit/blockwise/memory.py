@@ -61,7 +61,7 @@ def measure_peak() -> Iterator[Peak]:
 
     Examples
     --------
-    >>> with measure_peak() as peak:
+    >>> with bk.measure_peak() as peak:
     ...     y = torch.zeros(1000) + torch.zeros(1000)
     >>> peak.bytes
     12000
@@ -101,7 +101,7 @@ def predict_peak(function: Callable[..., object], *args: object) -> int:
 
     Examples
     --------
-    >>> predict_peak(lambda: torch.zeros(1000, 1000, 1000) + 1)
+    >>> bk.predict_peak(lambda: torch.zeros(1000, 1000, 1000) + 1)
     8000000000
     """
     return predict(function, *args).bytes

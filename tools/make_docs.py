@@ -66,7 +66,7 @@ scan = bk.simulate_scan(volume, (16, 12, 16), n_coils=4, n_spokes=80)
 :hidden:
 :caption: Pages
 
-README
+README <README>
 {docs}
 data_samples/README
 CHANGELOG
@@ -189,6 +189,8 @@ def write_source(source: Path) -> None:
             if path.suffix == ".md" and not path.read_text(encoding="utf-8").startswith("# "):
                 copy.write_text(f"# {path.stem}\n\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
     shutil.copy(ROOT / "docs" / "conf.py", source)
+    (source / "_static").mkdir()
+    (source / "_static" / "wide.css").write_text(".content { width: 56em }\n", encoding="utf-8")  # a line of an example
     written = {**dict(reference_pages()), **dict(inside_pages())}
     for name, text in written.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)

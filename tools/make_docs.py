@@ -37,6 +37,7 @@ PAGES = (
     "benchmarks/results/*.*",
 )
 LINKED = ("LICENSE",)
+WIDE = ".content { width: 58em; max-width: 100% } table.docutils { font-size: 80% }\n"  # for examples and tables
 INDEX = """\
 # blockkit {version}
 
@@ -190,7 +191,7 @@ def write_source(source: Path) -> None:
                 copy.write_text(f"# {path.stem}\n\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
     shutil.copy(ROOT / "docs" / "conf.py", source)
     (source / "_static").mkdir()
-    (source / "_static" / "wide.css").write_text(".content { width: 56em }\n", encoding="utf-8")  # a line of an example
+    (source / "_static" / "wide.css").write_text(WIDE, encoding="utf-8")
     written = {**dict(reference_pages()), **dict(inside_pages())}
     for name, text in written.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -200,6 +201,18 @@ def _dress(ax: Axes, xlabel: str, ylabel: str, log: str, title: str) -> None:
     ax.set_axisbelow(True)
     for name in log:
         getattr(ax, f"set_{name}scale")("log")
+        axis = getattr(ax, f"{name}axis")
+        axis.set_major_formatter(_PlainLog(10))
+        axis.set_minor_formatter(_PlainLog(10, labelOnlyBase=False))
+
+
+class _PlainLog(LogFormatterSciNotation):
+    """Label a logarithmic axis where matplotlib would, but from 0.01 to 10,000 with 40 in place of 4 x 10^1."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        label = str(super().__call__(x, pos))
+        low, high = sorted(self.axis.get_view_interval())  # type: ignore[union-attr]
+        return f"{x:g}" if label and low >= 5e-3 and high <= 2e4 else label
 
 
 def _limit_line(ax: Axes, limit: float | None, label: str) -> None:

@@ -2,7 +2,8 @@
 
 Each stage goes on from the weights of the one before, with the learning rate raised again (a warm restart). The first
 two see radial scans of one kind; the third shows the regularizers the gradient too, and two thirds of its scans are of
-any kind: :mod:`training_scans`. The fourth makes the hidden layers wider, and adds scans that leave little to do.
+any kind: :mod:`training_scans`. The fourth makes the hidden layers wider, and adds scans that leave little to do; the
+fifth adds trajectories other than radial.
 Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where it stopped.
 """
 
@@ -15,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from training_scans import SimulatedScans, make_clean_scan, make_scan, make_wide_scan
+from training_scans import SimulatedScans, make_clean_scan, make_other_scan, make_scan, make_wide_scan
 
 import blockkit as bk
 from blockkit.mbdl.weights import SHIPPED
@@ -30,6 +31,7 @@ class Stage:
     learning_rate: float = 1.5e-3
     wide_seeds: range = range(0)
     clean_seeds: range = range(0)
+    other_seeds: range = range(0)
     sees_gradient: bool = False
     n_channels: int = 64
 
@@ -44,6 +46,16 @@ STAGES = (
         1e-3,
         wide_seeds=range(5080, 5200),
         clean_seeds=range(7000, 7030),
+        sees_gradient=True,
+        n_channels=96,
+    ),
+    Stage(
+        range(1500, 1650),
+        1800,
+        6e-4,
+        wide_seeds=range(5100, 5180),
+        clean_seeds=range(7000, 7030),
+        other_seeds=range(8000, 8100),
         sees_gradient=True,
         n_channels=96,
     ),
@@ -84,7 +96,13 @@ def grown(model: bk.UnrolledNetwork, stage: Stage) -> bk.UnrolledNetwork:
 def scans_of(stage: Stage, work: Path) -> SimulatedScans:
     """Return the scans that a stage trains on."""
     return SimulatedScans(
-        {make_scan: stage.seeds, make_wide_scan: stage.wide_seeds, make_clean_scan: stage.clean_seeds}, work
+        {
+            make_scan: stage.seeds,
+            make_wide_scan: stage.wide_seeds,
+            make_clean_scan: stage.clean_seeds,
+            make_other_scan: stage.other_seeds,
+        },
+        work,
     )
 
 

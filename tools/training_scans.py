@@ -49,20 +49,25 @@ def make_scan(seed: int) -> bk.Scan:
     return bk.simulate_scan(volume, shape, n_coils=n_coils, n_spokes=n_spokes, noise=noise, seed=seed)
 
 
-def make_wide_scan(seed: int) -> bk.Scan:
+def make_wide_scan(seed: int, odds: Sequence[float] = (0.7, 0.15, 0.15)) -> bk.Scan:
     """Simulate a scan of any kind: 1 to 20 coils, acceleration 1 to 20, noise 0 to 10 %, three trajectories.
 
     Also the size of the voxels, the orientation, the contrast and the phase are drawn, each only sometimes other than
-    the phantom's own.
+    the phantom's own. The trajectory is radial, cones or a stack of stars, with these ``odds``.
     """
     rng = np.random.default_rng([seed, 0x81DE])
     shape = _draw_shape(rng)
     volume = _draw_volume(rng, tuple(math.ceil(FINER * n) for n in shape), seed)
     acceleration = rng.uniform(1, 2) if rng.random() < 0.1 else _log_uniform(rng, 2, 20)
     noise = rng.uniform(0, 0.003) if rng.random() < 0.08 else _log_uniform(rng, 0.004, 0.1)
-    trajectory = _draw_trajectory(rng, shape, acceleration)
+    trajectory = _draw_trajectory(rng, shape, acceleration, odds)
     n_coils = round(_log_uniform(rng, 1, 20))
     return bk.simulate_scan(volume, shape, n_coils=n_coils, trajectory=trajectory, noise=noise, seed=seed)
+
+
+def make_other_scan(seed: int) -> bk.Scan:
+    """Simulate a scan of any kind but radial: most are a stack of stars."""
+    return make_wide_scan(seed, odds=(0, 0.3, 0.7))
 
 
 def make_clean_scan(seed: int) -> bk.Scan:
@@ -128,9 +133,7 @@ def _draw_phase(rng: np.random.Generator, shape: Shape) -> Tensor:
     return torch.polar(torch.ones(shape), torch.from_numpy(phase))
 
 
-def _draw_trajectory(
-    rng: np.random.Generator, shape: Shape, acceleration: float, odds: Sequence[float] = (0.7, 0.15, 0.15)
-) -> Tensor:
+def _draw_trajectory(rng: np.random.Generator, shape: Shape, acceleration: float, odds: Sequence[float]) -> Tensor:
     n_spokes = max(8, round(np.pi / 2 * max(shape) ** 2 / acceleration))
     kind = rng.choice(3, p=odds)
     if kind == 0:

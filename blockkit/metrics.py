@@ -36,6 +36,11 @@ def nrmse(image: Image, reference: Image, *, mask: Image | None = None) -> float
         If shapes differ, a value is NaN or infinite, or the reference is all zero (within the mask).
     TypeError
         If the mask is not boolean.
+
+    Examples
+    --------
+    >>> round(bk.nrmse(1.1 * scan.reference, scan.reference), 3)
+    0.1
     """
     x, r, inside = _prepare(image, reference, mask)
     if inside is not None:
@@ -69,6 +74,12 @@ def psnr(image: Image, reference: Image, *, mask: Image | None = None) -> float:
         If shapes differ, a value is NaN or infinite, or the reference is all zero.
     TypeError
         If the mask is not boolean.
+
+    Examples
+    --------
+    >>> reference = torch.ones(8, 6, 8)
+    >>> round(bk.psnr(0.9 * reference, reference), 1)
+    20.0
     """
     x, r, inside = _prepare(image, reference, mask)
     difference = x - r if inside is None else (x - r)[inside]
@@ -107,6 +118,14 @@ def ssim(image: Image, reference: Image, *, mask: Image | None = None) -> float:
     ----------
     .. [1] Wang et al., "Image quality assessment: from error visibility to structural similarity",
        IEEE Trans. Image Process. 13:600-612, 2004.
+
+    Examples
+    --------
+    >>> noise = torch.randn(16, 12, 16, generator=torch.Generator().manual_seed(0))
+    >>> round(bk.ssim(scan.reference, scan.reference), 3)
+    1.0
+    >>> bk.ssim(scan.reference + noise, scan.reference) < 0.5
+    True
     """
     x, r, inside = _prepare(image, reference, mask)
     wide = [axis for axis, n in enumerate(r.shape) if n >= 3]

@@ -250,9 +250,10 @@ def apply_blockwise(
 
     Examples
     --------
-    >>> network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.SiLU(), nn.Conv3d(8, 1, 3, padding=1))
-    >>> apply_blockwise(network, torch.zeros(1, 40, 40, 40), 16).shape
-    torch.Size([1, 40, 40, 40])
+    >>> network = bk.ResidualCNN(n_channels=8, n_layers=3)
+    >>> x = torch.zeros(2, 24, 20, 24)  # (channel, z, y, x)
+    >>> bk.apply_blockwise(network, x, 12).shape
+    torch.Size([2, 24, 20, 24])
     """
     volume_shape = guards.check_volume(network, x)
     block = guards.three(block_shape, "block_shape", least=1)

@@ -61,7 +61,7 @@ def measure_peak() -> Iterator[Peak]:
 
     Examples
     --------
-    >>> with measure_peak() as peak:
+    >>> with bk.measure_peak() as peak:
     ...     y = torch.zeros(1000) + torch.zeros(1000)
     >>> peak.bytes
     12000
@@ -101,7 +101,7 @@ def predict_peak(function: Callable[..., object], *args: object) -> int:
 
     Examples
     --------
-    >>> predict_peak(lambda: torch.zeros(1000, 1000, 1000) + 1)
+    >>> bk.predict_peak(lambda: torch.zeros(1000, 1000, 1000) + 1)
     8000000000
     """
     return predict(function, *args).bytes
@@ -157,8 +157,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.fake_mode is not None and not lifted:
             args, kwargs = self.all_fake(args), self.all_fake(kwargs)
         old = {storage._cdata: storage.nbytes() for storage in _storages((args, kwargs))}
-        result = func(*args, **kwargs)
         returns = func._schema.returns
+        result = _viewed(func, args, kwargs) if _is_view(returns) and not lifted else func(*args, **kwargs)
         values = result if isinstance(result, tuple | list) and len(returns) > 1 else (result,)
         for value, declared in zip(values, returns, strict=False):
             written = declared.alias_info is not None and declared.alias_info.is_write
@@ -212,6 +212,26 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def fake_argument(self, value: Tensor) -> Tensor:
         """Return a fake that a function can be called with: a leaf, if a gradient is asked for."""
         return self.fake(value).detach().requires_grad_(value.requires_grad)
+
+
+def _is_view(returns: Any) -> bool:
+    alias = returns[0].alias_info if len(returns) == 1 and str(returns[0].type) == "Tensor" else None
+    return alias is not None and not alias.is_write
+
+
+def _viewed(func: Any, args: Any, kwargs: Any) -> Any:
+    """Take a view. Of a fake that knows its value, FakeTensorMode would make a new storage: the value is put aside."""
+    base = args[0] if args else None
+    if not isinstance(base, FakeTensor) or base.constant is None:
+        return func(*args, **kwargs)
+    known, base.constant = base.constant, None
+    try:
+        result = func(*args, **kwargs)
+    finally:
+        base.constant = known
+    with _disable_current_modes():
+        result.constant = func(known, *args[1:], **kwargs)
+    return result
 
 
 class _NoDataError(Exception):

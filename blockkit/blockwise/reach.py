@@ -1,7 +1,8 @@
 """What a network sees: how far around a voxel it looks, and by how much it may be shifted.
 
 :func:`reach` copies the network, gives the copy positive weights, and runs it on small volumes: :mod:`.questions` says
-what it asks there, :mod:`.probe` how it watches, :mod:`.blame` what it answers when a network sees the whole volume.
+what it asks there, :mod:`~blockkit.blockwise.probe` how it watches, :mod:`.blame` what it answers when a network sees
+the whole volume.
 """
 
 import copy
@@ -79,6 +80,12 @@ def reach(network: nn.Module, *, n_channels: int | None = None) -> Reach:
     ValueError
         If block by block can never equal the whole volume: a layer takes statistics over space, pools all of it,
         attends to all of it, wraps around it, or depends on the place in it. The message names the layer.
+
+    Examples
+    --------
+    >>> seen = bk.reach(bk.ResidualCNN(n_channels=8, n_layers=5, downsample=2))
+    >>> seen.radius, seen.stride
+    ((11, 11, 11), (2, 2, 2))
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network is a {type(network).__name__}, expected a torch.nn.Module.")

@@ -87,6 +87,13 @@ def compressed_sensing(
     .. [1] Lustig et al., "Sparse MRI: the application of compressed sensing for rapid MR imaging",
        MRM 58:1182-1195, 2007.
     .. [2] Coifman and Donoho, "Translation-invariant de-noising", Wavelets and Statistics, Springer, 125-150, 1995.
+
+    Examples
+    --------
+    >>> A = bk.Encoding(scan.trajectory, scan.maps)
+    >>> image = bk.compressed_sensing(A, scan.kspace, reg_weight=1e-4, n_iterations=5, wavelet="haar")
+    >>> image.shape
+    torch.Size([16, 12, 16])
     """
     _check_problem(A, kspace, reg_weight)
     W = Wavelet(Wavelet(A.in_shape, name=wavelet).padded_shape, name=wavelet)
@@ -187,6 +194,14 @@ def tune_reg_weight(
     -----
     UserWarning
         If the best weight still lies at an end of the grid.
+
+    Examples
+    --------
+    >>> A = bk.Encoding(scan.trajectory, scan.maps)
+    >>> weights = (1e-5, 1e-4, 1e-3)
+    >>> found = bk.tune_reg_weight(A, scan.kspace, scan.reference, reg_weights=weights, n_iterations=20)
+    >>> found.reg_weight
+    0.0001
     """
     check_image(reference, A.in_shape, "reference")
     grid = sorted({check_number(weight, "reg_weight") for weight in reg_weights})

@@ -71,6 +71,15 @@ def load_arrays(
         If the file is damaged, an array is missing, or has other axes than named; the message says which.
     ValueError
         If the names of axes are not as above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> coord = scan.trajectory.reshape(80, 32, 3).flip(2)  # kx ky kz
+    >>> np.savez("scan.npz", ksp=scan.kspace.reshape(4, 80, 32), coord=coord)
+    >>> arrays = {"kspace": "ksp: coil spoke readout", "trajectory": "coord: spoke readout (kx ky kz)"}
+    >>> bk.load_arrays("scan.npz", arrays, voxel_size=(2, 2, 2)).kspace.shape
+    torch.Size([4, 2560])
     """
     check_unit(unit)
     voxel = check_voxel_size(voxel_size)

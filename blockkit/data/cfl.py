@@ -71,6 +71,13 @@ def load_cfl(
         If a file is missing.
     ScanFileError
         If a file is damaged, or the arrays do not fit together.
+
+    Examples
+    --------
+    >>> paths = bk.save_cfl("scan", scan)  # scan_kspace, scan_trajectory, scan_maps
+    >>> raw = bk.load_cfl(*paths, voxel_size=scan.voxel_size)
+    >>> raw.kspace.shape, raw.maps.shape
+    (torch.Size([4, 2560]), torch.Size([4, 16, 12, 16]))
     """
     check_unit(unit)
     voxel = check_voxel_size(voxel_size)
@@ -122,6 +129,11 @@ def save_cfl(path: str | os.PathLike[str], scan: Scan | RawScan) -> list[Path]:
     ------
     FileNotFoundError
         If the folder does not exist.
+
+    Examples
+    --------
+    >>> [str(path) for path in bk.save_cfl("scan", scan)]
+    ['scan_kspace', 'scan_trajectory', 'scan_maps']
     """
     raw = as_raw(scan)
     readout = (raw.n_readout or raw.n_samples, -1)

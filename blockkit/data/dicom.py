@@ -79,6 +79,13 @@ def save_dicom(
     References
     ----------
     .. [1] DICOM PS3.3, A.4, MR Image Information Object Definition.
+
+    Examples
+    --------
+    >>> bk.save_dicom("series", scan.reference, scan.voxel_size)
+    >>> import pydicom
+    >>> pydicom.dcmread("series/0001.dcm").pixel_array.shape  # y, x
+    (12, 16)
     """
     pydicom = _import()
     check_volume(image, "image")

@@ -54,6 +54,15 @@ class ScanFolder(Sequence[Scan]):
         If there is no such folder, or no such file in it.
     ValueError
         If ``subject`` is no regular expression, or does not find a subject in each path.
+
+    Examples
+    --------
+    >>> for path in ("anna_1.h5", "anna_2.h5", "bert_1.h5"):
+    ...     scan.save(path)
+    >>> folder = bk.ScanFolder(".", pattern="*_?.h5")
+    >>> len(folder), folder.subjects
+    (3, ('anna', 'anna', 'bert'))
+    >>> train, validation = folder.split(0.5)
     """
 
     def __init__(

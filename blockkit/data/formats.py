@@ -176,6 +176,13 @@ def save_nifti(
     References
     ----------
     .. [1] Cox et al., "A (sort of) new image data format standard: NIfTI-1", NeuroImage 22:e1440, 2004.
+
+    Examples
+    --------
+    >>> bk.save_nifti("image.nii.gz", scan.reference, scan.voxel_size)
+    >>> import nibabel
+    >>> nibabel.load("image.nii.gz").shape  # x, y, z
+    (16, 12, 16)
     """
     check_volume(image, "image")
     if kind not in ("magnitude", "complex"):

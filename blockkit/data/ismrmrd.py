@@ -80,6 +80,13 @@ def load_ismrmrd(
         If there is no such file.
     ScanFileError
         If the file is damaged, lacks something, or holds what does not fit together; the message names the field.
+
+    Examples
+    --------
+    >>> bk.save_ismrmrd("scan.mrd", scan)
+    >>> raw = bk.load_ismrmrd("scan.mrd")
+    >>> raw.kspace.shape, raw.image_shape
+    (torch.Size([4, 2560]), (16, 12, 16))
     """
     check_unit(unit)
     with open_hdf5(path) as file, named_in_errors(path):

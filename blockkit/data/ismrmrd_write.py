@@ -33,6 +33,12 @@ def save_ismrmrd(path: str | os.PathLike[str], scan: Scan | RawScan) -> None:
     ------
     FileNotFoundError
         If the folder does not exist.
+
+    Examples
+    --------
+    >>> bk.save_ismrmrd("scan.mrd", scan)
+    >>> torch.equal(bk.load_ismrmrd("scan.mrd").kspace, scan.kspace)
+    True
     """
     raw = as_raw(scan)
     length = raw.n_readout if raw.n_readout and raw.n_readout <= _MOST_IN_READOUT else _MOST_IN_READOUT

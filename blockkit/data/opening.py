@@ -44,6 +44,13 @@ def make_scan(raw: RawScan, *, n_coils: int | None = None) -> Scan:
     ------
     ValueError
         If the noise or the center of k-space does not serve; the message says what is wrong.
+
+    Examples
+    --------
+    >>> noise = torch.randn_like(scan.kspace)
+    >>> raw = bk.RawScan(scan.kspace, scan.trajectory, scan.image_shape, scan.voxel_size, noise=noise)
+    >>> bk.make_scan(raw, n_coils=2).maps.shape
+    torch.Size([2, 16, 12, 16])
     """
     most = raw.n_coils if n_coils is None else check_count(n_coils, "n_coils")
     kspace, maps = raw.kspace, raw.maps
@@ -74,6 +81,12 @@ def open_scan(path: str | os.PathLike[str], *, n_coils: int | None = None) -> Sc
         If there is no such file.
     ScanFileError
         If it is damaged, lacks something, or is in a format that does not say what its axes or voxels are.
+
+    Examples
+    --------
+    >>> bk.save_ismrmrd("scan.mrd", scan)
+    >>> bk.open_scan("scan.mrd", n_coils=2).kspace.shape
+    torch.Size([2, 2560])
     """
     kind = kind_of(path)
     if kind == "blockkit":

@@ -56,6 +56,12 @@ def pulmonary_phantom(image_shape: Sequence[int], *, seed: int = 0) -> Tensor:
     ----------
     .. [1] Tawhai et al., "Generation of an anatomically based three-dimensional model of the conducting airways",
        Annals of Biomedical Engineering 28:793-802, 2000 (how the trees fill the lungs).
+
+    Examples
+    --------
+    >>> volume = bk.pulmonary_phantom((24, 18, 24), seed=1)
+    >>> volume.shape, volume.dtype
+    (torch.Size([24, 18, 24]), torch.complex64)
     """
     grid, factors = make_grid(check_shape3(image_shape))
     person = Person(grid, check_count(seed, "seed", 0))

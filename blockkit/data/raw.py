@@ -47,6 +47,15 @@ class RawScan:
         If shapes do not fit each other, or a value is NaN or infinite.
     TypeError
         If an array is not a tensor, or of another dtype.
+
+    Examples
+    --------
+    >>> raw = bk.RawScan(scan.kspace, scan.trajectory, (16, 12, 16), voxel_size=(2.0, 2.0, 2.0), n_readout=32)
+    >>> raw.n_coils, raw.n_samples
+    (4, 2560)
+    >>> maps = bk.estimate_maps(raw.kspace, raw.trajectory, raw.image_shape, calibration_width=6)
+    >>> raw.with_maps(maps).maps.shape
+    torch.Size([4, 16, 12, 16])
     """
 
     kspace: Tensor
@@ -114,10 +123,11 @@ class RawScan:
 
         Examples
         --------
-        >>> kspace, _ = bk.prewhiten(raw.kspace, raw.noise)
-        >>> kspace, _ = bk.compress_coils(kspace, 8)
-        >>> maps = bk.estimate_maps(kspace, raw.trajectory, raw.image_shape)
-        >>> scan = raw.with_maps(maps, kspace=kspace)
+        >>> raw = bk.RawScan(scan.kspace, scan.trajectory, scan.image_shape, scan.voxel_size)
+        >>> kspace, _ = bk.compress_coils(raw.kspace, 2)
+        >>> maps = bk.estimate_maps(kspace, raw.trajectory, raw.image_shape, calibration_width=6)
+        >>> raw.with_maps(maps, kspace=kspace).n_coils
+        2
         """
         kspace = self.kspace if kspace is None else kspace
         trajectory = self.trajectory if trajectory is None else trajectory

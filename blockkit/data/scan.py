@@ -58,6 +58,14 @@ class Scan:
         If shapes do not fit each other, or a value is NaN or infinite.
     TypeError
         If an array is not a tensor, or of another dtype.
+
+    Examples
+    --------
+    >>> scan = bk.Scan(scan.kspace, scan.trajectory, scan.maps, voxel_size=(2.0, 2.0, 2.0))
+    >>> scan.n_coils, scan.image_shape
+    (4, (16, 12, 16))
+    >>> scan.encoding().out_shape
+    (4, 2560)
     """
 
     kspace: Tensor
@@ -165,6 +173,12 @@ def load_scan(path: str | os.PathLike[str]) -> Scan:
         If there is no such file.
     ScanFileError
         If the file is cut short, is not HDF5, lacks something, or holds arrays that do not fit or are not finite.
+
+    Examples
+    --------
+    >>> scan.save("scan.h5")
+    >>> bk.load_scan("scan.h5").kspace.shape
+    torch.Size([4, 2560])
     """
     arrays, voxel_size = read_scan_file(path)
     try:
@@ -227,6 +241,13 @@ def simulate_scan(
     -----
     UserWarning
         If ``volume`` is less than 1.5 times finer: data made by the operator that inverts it is an inverse crime.
+
+    Examples
+    --------
+    >>> volume = torch.ones(24, 18, 24, dtype=torch.complex64)  # or bk.pulmonary_phantom((24, 18, 24))
+    >>> scan = bk.simulate_scan(volume, (16, 12, 16), n_coils=4, n_spokes=80, noise=0.02)
+    >>> scan.kspace.shape, scan.reference.shape
+    (torch.Size([4, 2560]), torch.Size([16, 12, 16]))
     """
     shape = _check_truth(volume, image_shape)
     if not 0 <= check_number(noise, "noise") < float("inf"):

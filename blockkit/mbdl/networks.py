@@ -43,6 +43,14 @@ class ResidualCNN(nn.Module):
     ----------
     .. [1] Zhang et al., "Beyond a Gaussian denoiser: residual learning of deep CNN for image denoising",
        IEEE TIP 26(7), 2017.
+
+    Examples
+    --------
+    >>> network = bk.ResidualCNN(n_channels=8, n_layers=3)
+    >>> network(torch.zeros(1, 2, 16, 12, 16)).shape
+    torch.Size([1, 2, 16, 12, 16])
+    >>> bk.reach(network).radius
+    (3, 3, 3)
     """
 
     def __init__(

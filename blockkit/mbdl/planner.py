@@ -119,10 +119,9 @@ def plan(
 
     Examples
     --------
-    >>> from blockkit.mbdl.networks import ResidualCNN
-    >>> sizes = {"n_coils": 8, "n_samples": 9_000_000, "n_unrolls": 6}
-    >>> plan((300, 200, 300), network=ResidualCNN(32, 5), budget_gib=8, **sizes).block_shape
-    (100, 100, 100)
+    >>> sizes = {"n_coils": 8, "n_samples": 100_000, "n_unrolls": 2}
+    >>> bk.plan((32, 24, 32), network=bk.ResidualCNN(8, 2), budget_gib=1, training=False, **sizes).block_shape
+    (32, 24, 32)
     """
     shape, budget = check_shape3(image_shape), check_number(budget_gib, "budget_gib") * GIB
     coils, samples = check_count(n_coils, "n_coils"), check_count(n_samples, "n_samples")

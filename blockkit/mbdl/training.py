@@ -105,6 +105,13 @@ def fit(
     ----------
     .. [1] Yaman et al., "Self-supervised learning of physics-guided reconstruction neural networks without fully
        sampled reference data", MRM 84:3172-3191, 2020, doi:10.1002/mrm.28378.
+
+    Examples
+    --------
+    >>> model = bk.UnrolledNetwork(bk.ResidualCNN(4, 2), n_unrolls=2, block_shape=(8, 8, 8))
+    >>> history = bk.fit(model, [scan], n_steps=2, check_memory=False, watch=lambda progress: None)
+    >>> len(history.losses)
+    2
     """
     check_count(n_steps, "n_steps")
     _check_arguments(model, scans, target, checkpoint)

@@ -59,6 +59,14 @@ class UnrolledNetwork(nn.Module):
     ----------
     .. [1] Miller, Pirasteh, Johnson, "Memory efficient model based deep learning reconstructions for high spatial
        resolution 3D non-Cartesian acquisitions", Phys. Med. Biol. 68(7), 2023, doi:10.1088/1361-6560/acc003.
+
+    Examples
+    --------
+    >>> model = bk.UnrolledNetwork(bk.ResidualCNN(8, 2), n_unrolls=2, block_shape=(8, 8, 8))
+    >>> A = bk.Encoding(scan.trajectory, scan.maps)
+    >>> image = model(A, scan.kspace)
+    >>> image.shape
+    torch.Size([16, 12, 16])
     """
 
     def __init__(

@@ -26,6 +26,13 @@ def save_weights(model: UnrolledNetwork, path: str | Path) -> None:
     ------
     TypeError
         If ``model`` is not an :class:`UnrolledNetwork`.
+
+    Examples
+    --------
+    >>> model = bk.UnrolledNetwork(bk.ResidualCNN(4, 2), n_unrolls=2)
+    >>> bk.save_weights(model, "mine.safetensors")
+    >>> bk.load_model("mine.safetensors").n_unrolls
+    2
     """
     if not isinstance(model, UnrolledNetwork):
         raise TypeError(f"model is a {type(model).__name__}, expected a blockkit.UnrolledNetwork.")
@@ -50,6 +57,12 @@ def load_model(path: str | Path, *, regularizer: nn.Module | None = None) -> Unr
     ValueError
         If the file is truncated, is no weights file of this library, holds NaN or infinity, or does not fit its
         description or ``regularizer``.
+
+    Examples
+    --------
+    >>> bk.save_weights(bk.UnrolledNetwork(bk.ResidualCNN(4, 2), n_unrolls=3), "mine.safetensors")
+    >>> bk.load_model("mine.safetensors").n_unrolls
+    3
     """
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or "model" not in metadata:
@@ -66,7 +79,14 @@ def load_model(path: str | Path, *, regularizer: nn.Module | None = None) -> Unr
 
 
 def pretrained() -> UnrolledNetwork:
-    """Return the shipped model, trained on simulated pulmonary angiograms. Not for clinical use."""
+    """Return the shipped model, trained on simulated pulmonary angiograms. Not for clinical use.
+
+    Examples
+    --------
+    >>> model = bk.pretrained()
+    >>> model.n_unrolls, model.shared_weights
+    (5, False)
+    """
     return load_model(Path(str(files("blockkit_samples") / SHIPPED)))
 
 

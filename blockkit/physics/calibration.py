@@ -101,6 +101,11 @@ def estimate_maps(
        MRM 71:990-1001, 2014, doi:10.1002/mrm.24751.
     .. [2] McKenzie, Yeh, Ohliger, Price and Sodickson, "Self-calibrating parallel imaging with automatic coil
        sensitivity extraction", MRM 47:529-538, 2002, doi:10.1002/mrm.10087.
+
+    Examples
+    --------
+    >>> bk.estimate_maps(scan.kspace, scan.trajectory, scan.image_shape, calibration_width=6).shape
+    torch.Size([4, 16, 12, 16])
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(map(repr, METHODS))}.")

@@ -46,6 +46,13 @@ def whitening_matrix(noise: Tensor) -> Tensor:
        MRM 46:638-651, 2001, doi:10.1002/mrm.1241 (appendix A).
     .. [2] Kessy, Lewin and Strimmer, "Optimal whitening and decorrelation", Am. Stat. 72:309-314, 2018,
        doi:10.1080/00031305.2016.1277159.
+
+    Examples
+    --------
+    >>> noise = torch.randn(4, 1000, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    >>> white = bk.mix_coils(bk.whitening_matrix(noise), noise)
+    >>> torch.allclose(white @ white.mH / 1000, torch.eye(4, dtype=torch.complex128))
+    True
     """
     check_kspace(noise, name="noise")
     n_coils, n_samples = noise.shape
@@ -94,6 +101,14 @@ def prewhiten(kspace: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     ----------
     .. [1] Pruessmann et al., "Advances in sensitivity encoding with arbitrary k-space trajectories",
        MRM 46:638-651, 2001, doi:10.1002/mrm.1241.
+
+    Examples
+    --------
+    >>> noise = torch.randn(4, 1000, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    >>> kspace, matrix = bk.prewhiten(scan.kspace, noise)
+    >>> maps = bk.mix_coils(matrix, scan.maps)
+    >>> kspace.shape, matrix.shape, maps.shape
+    (torch.Size([4, 2560]), torch.Size([4, 4]), torch.Size([4, 16, 12, 16]))
     """
     check_kspace(kspace)
     matrix = whitening_matrix(noise)
@@ -125,6 +140,11 @@ def outer_samples(kspace: Tensor, trajectory: Tensor, *, share: float = 0.02) ->
     ------
     ValueError, TypeError
         If a shape or dtype does not fit, or ``share`` is not above 0 and at most 1.
+
+    Examples
+    --------
+    >>> noise = bk.outer_samples(scan.kspace, scan.trajectory, share=0.1)
+    >>> kspace, _ = bk.prewhiten(scan.kspace, noise)
     """
     check_kspace(kspace, trajectory)
     if not 0 < check_number(share, "share") <= 1:
@@ -174,6 +194,13 @@ def compress_coils(kspace: Tensor, n_coils: int) -> tuple[Tensor, Tensor]:
        MRM 57:1131-1139, 2007, doi:10.1002/mrm.21237.
     .. [2] Huang, Vijayakumar, Li, Hertel and Duensing, "A software channel compression technique for faster
        reconstruction with many channels", Magn. Reson. Imaging 26:133-141, 2008, doi:10.1016/j.mri.2007.04.010.
+
+    Examples
+    --------
+    >>> kspace, matrix = bk.compress_coils(scan.kspace, 2)
+    >>> kspace.shape, matrix.shape
+    (torch.Size([2, 2560]), torch.Size([2, 4]))
+    >>> maps = bk.mix_coils(matrix, scan.maps)
     """
     check_kspace(kspace)
     if check_count(n_coils, "n_coils") > len(kspace):
@@ -209,6 +236,12 @@ def mix_coils(matrix: Tensor, values: Tensor | InterpolatedMaps) -> Tensor | Int
     ------
     ValueError, TypeError
         If the matrix has not two axes, not as many columns as there are coils, or something is not complex.
+
+    Examples
+    --------
+    >>> matrix = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.complex64)
+    >>> bk.mix_coils(matrix, scan.maps).shape
+    torch.Size([2, 16, 12, 16])
     """
     if isinstance(values, InterpolatedMaps):
         return InterpolatedMaps(mix_coils(matrix, values.values), values.shape[1:])

@@ -55,6 +55,12 @@ def simulate_maps(n_coils: int, image_shape: Sequence[int], *, seed: int = 0) ->
     References
     ----------
     .. [1] Roemer et al., "The NMR phased array", MRM 16:192-225, 1990.
+
+    Examples
+    --------
+    >>> maps = bk.simulate_maps(4, (16, 12, 16))
+    >>> maps.shape, torch.allclose(maps.abs().square().sum(dim=0), torch.ones(16, 12, 16))
+    (torch.Size([4, 16, 12, 16]), True)
     """
     n_coils, shape = check_count(n_coils, "n_coils"), check_shape3(image_shape)
     rng = np.random.default_rng([check_count(seed, "seed", 0), 0xC011])

@@ -72,6 +72,12 @@ def estimate_delays(
        intersections (RING)", MRM 81:1898-1906, 2019, doi:10.1002/mrm.27506.
     .. [3] Golub and Pereyra, "Separable nonlinear least squares: the variable projection method and its applications",
        Inverse Problems 19:R1-R26, 2003, doi:10.1088/0266-5611/19/2/201.
+
+    Examples
+    --------
+    >>> delays = bk.estimate_delays(scan.kspace, scan.trajectory, 32, calibration_width=6)
+    >>> all(abs(delay) < 0.1 for delay in delays)
+    True
     """
     check_kspace(kspace, trajectory)
     half = check_count(calibration_width, "calibration_width", 4) / 2

@@ -50,6 +50,13 @@ class DirectFourier(LinearOperator):
     ------
     ValueError, TypeError
         If the trajectory is not real, finite, ``(sample, 3)`` and within -n/2..n/2.
+
+    Examples
+    --------
+    >>> k, x = bk.radial_3d(20, 16, (8, 6, 8)), torch.ones(8, 6, 8, dtype=torch.complex64)
+    >>> exact, fast = bk.DirectFourier(k, (8, 6, 8))(x), bk.NUFFT(k, (8, 6, 8), tolerance=1e-4)(x)
+    >>> bool((fast - exact).norm() < 1e-4 * exact.norm())
+    True
     """
 
     in_shape: Shape3
@@ -136,6 +143,14 @@ class NUFFT(LinearOperator):
        Process. 51:560-574, 2003.
     .. [2] Barnett, Magland and af Klinteberg, "A parallel nonuniform fast Fourier transform library based on an
        'exponential of semicircle' kernel", SIAM J. Sci. Comput. 41:C479-C504, 2019.
+
+    Examples
+    --------
+    >>> k = bk.radial_3d(50, 32, (16, 12, 16))
+    >>> F = bk.NUFFT(k, (16, 12, 16))
+    >>> kspace = F(torch.ones(16, 12, 16, dtype=torch.complex64))
+    >>> kspace.shape, F.adjoint(kspace).shape
+    (torch.Size([1600]), torch.Size([16, 12, 16]))
     """
 
     in_shape: Shape3

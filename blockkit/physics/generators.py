@@ -40,8 +40,9 @@ def from_mrinufft(trajectory: ArrayLike | Tensor, image_shape: Sequence[int]) ->
 
     Examples
     --------
-    >>> from mrinufft.trajectories import initialize_3D_seiffert_spiral  # doctest: +SKIP
-    >>> k = from_mrinufft(initialize_3D_seiffert_spiral(Nc=200, Ns=512), (64, 64, 64))  # doctest: +SKIP
+    >>> shots = torch.linspace(-0.5, 0.5, 32)[:, None] * torch.eye(3)[:, None]  # cycles/voxel, columns kx ky kz
+    >>> bk.from_mrinufft(shots, (16, 12, 16)).shape
+    torch.Size([96, 3])
     """
     shape = check_shape3(image_shape)
     k = torch.as_tensor(trajectory).detach().cpu().double()
@@ -100,6 +101,11 @@ def floret(
     ----------
     .. [1] Pipe et al., "A new design and rationale for 3D orthogonally oversampled k-space trajectories",
        MRM 66:1303-1311, 2011, doi:10.1002/mrm.22918.
+
+    Examples
+    --------
+    >>> bk.floret(30, 64, (16, 12, 16)).shape
+    torch.Size([1920, 3])
     """
     shape = check_shape3(image_shape)
     if min(shape) == 1:

@@ -16,6 +16,19 @@ class LinearOperator(ABC):
 
     Subclasses set ``in_shape`` and ``out_shape``, implement :meth:`forward` and :meth:`adjoint`, and are final.
     The precision of the result follows the precision of the input.
+
+    Examples
+    --------
+    >>> class Half(bk.LinearOperator):
+    ...     in_shape = out_shape = (4,)
+    ...
+    ...     def forward(self, x):
+    ...         return x / 2
+    ...
+    ...     def adjoint(self, y):
+    ...         return y / 2
+    >>> (Half() @ Half())(torch.ones(4))
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
 
     in_shape: tuple[int, ...]
@@ -134,6 +147,14 @@ def adjoint_error(A: LinearOperator, *, dtype: torch.dtype = torch.complex128, s
     References
     ----------
     .. [1] Claerbout, "Basic Earth Imaging", 2014: the dot-product test.
+
+    Examples
+    --------
+    >>> A = bk.Encoding(scan.trajectory, scan.maps)
+    >>> bk.adjoint_error(A) < 1e-13
+    True
+    >>> bk.adjoint_error(A, dtype=torch.complex64) < 1e-6
+    True
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(A.in_shape, dtype=dtype, generator=generator).to(A.device)

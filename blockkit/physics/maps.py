@@ -43,7 +43,7 @@ class InterpolatedMaps:
 
     Examples
     --------
-    >>> maps = InterpolatedMaps(torch.ones(8, 12, 10, 12, dtype=torch.complex64), (96, 80, 96))
+    >>> maps = bk.InterpolatedMaps(torch.ones(8, 12, 10, 12, dtype=torch.complex64), (96, 80, 96))
     >>> maps.shape, maps[2:4].shape
     (torch.Size([8, 96, 80, 96]), torch.Size([2, 96, 80, 96]))
     """

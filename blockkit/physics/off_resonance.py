@@ -79,6 +79,14 @@ class OffResonance(LinearOperator):
        for magnetic field inhomogeneity", IEEE Trans. Signal Process. 53:3393-3402, 2005, doi:10.1109/TSP.2005.853152.
     .. [3] Cheng, Gimbutas, Martinsson and Rokhlin, "On the compression of low rank matrices", SIAM J. Sci. Comput.
        26:1389-1404, 2005, doi:10.1137/030602678: the choice of columns by pivoted QR.
+
+    Examples
+    --------
+    >>> F = bk.NUFFT(bk.radial_3d(20, 32, (16, 12, 16)), (16, 12, 16))
+    >>> field_map = torch.linspace(-50, 50, 16).expand(16, 12, 16)  # Hz
+    >>> times = torch.linspace(0, 5e-3, 32)  # s
+    >>> bk.OffResonance(F, field_map, times)(torch.ones(16, 12, 16, dtype=torch.complex64)).shape
+    torch.Size([640])
     """
 
     def __init__(self, fourier: NUFFT, field_map: Tensor, times: Tensor, *, tolerance: float | None = None) -> None:

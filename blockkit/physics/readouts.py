@@ -42,6 +42,12 @@ def select_readouts(kspace: Tensor, trajectory: Tensor, n_readout: int, which: S
         range, or nothing is left.
     TypeError
         If ``which`` holds neither booleans nor whole numbers, or an array is of the wrong dtype.
+
+    Examples
+    --------
+    >>> kspace, trajectory = bk.select_readouts(scan.kspace, scan.trajectory, 32, slice(0, None, 2))
+    >>> kspace.shape, trajectory.shape
+    (torch.Size([4, 1280]), torch.Size([1280, 3]))
     """
     n_readouts = _count_readouts(kspace, trajectory, n_readout)
     chosen = _resolve(which, n_readouts).to(kspace.device)
@@ -73,6 +79,12 @@ def crop_kspace(kspace: Tensor, trajectory: Tensor, image_shape: Sequence[int]) 
     ------
     ValueError, TypeError
         If a shape or dtype does not fit, or no sample is left.
+
+    Examples
+    --------
+    >>> kspace, trajectory = bk.crop_kspace(scan.kspace, scan.trajectory, (8, 6, 8))
+    >>> trajectory.abs().amax(dim=0) <= torch.tensor([4, 3, 4])
+    tensor([True, True, True])
     """
     check_kspace(kspace, trajectory)
     shape = check_shape3(image_shape)
@@ -110,6 +122,12 @@ def shift_fov(kspace: Tensor, trajectory: Tensor, shift: Sequence[float]) -> Ten
     References
     ----------
     .. [1] Bracewell, "The Fourier transform and its applications", McGraw-Hill, 2000: the shift theorem.
+
+    Examples
+    --------
+    >>> moved = bk.shift_fov(scan.kspace, scan.trajectory, (2 / 16, 0, 0))  # by two voxels of 16 along z
+    >>> moved.shape
+    torch.Size([4, 2560])
     """
     check_kspace(kspace, trajectory)
     turns = trajectory.double() @ _three_numbers(shift, "shift").to(trajectory.device)
@@ -147,6 +165,13 @@ def delay_gradients(trajectory: Tensor, n_readout: int, delay: Sequence[float]) 
     ----------
     .. [1] Peters, Derbyshire and McVeigh, "Centering the projection reconstruction trajectory: reducing gradient delay
        errors", MRM 50:1-6, 2003, doi:10.1002/mrm.10501.
+
+    Examples
+    --------
+    >>> k = bk.radial_3d(20, 32, (16, 12, 16))
+    >>> late = bk.delay_gradients(k, 32, (0.5, 0.0, -0.5))
+    >>> late.shape, torch.equal(late[:, 1], k[:, 1])
+    (torch.Size([640, 3]), True)
     """
     check_tensor(trajectory, "trajectory")
     blank = torch.zeros(1, len(trajectory), dtype=torch.complex64, device=trajectory.device)

@@ -60,6 +60,15 @@ class Encoding(LinearOperator):
     ----------
     .. [1] Pruessmann et al., "Advances in sensitivity encoding with arbitrary k-space trajectories",
        MRM 46:638-651, 2001.
+
+    Examples
+    --------
+    >>> A = bk.Encoding(scan.trajectory, scan.maps)
+    >>> A.in_shape, A.out_shape
+    ((16, 12, 16), (4, 2560))
+    >>> gridded = A.adjoint(A.dcf * scan.kspace)
+    >>> gridded.shape
+    torch.Size([16, 12, 16])
     """
 
     def __init__(
@@ -145,9 +154,7 @@ class Encoding(LinearOperator):
 
         Examples
         --------
-        >>> from blockkit.physics.trajectory import radial_3d
-        >>> maps = torch.ones(1, 12, 10, 12, dtype=torch.complex64)
-        >>> A = Encoding(radial_3d(50, 24, (12, 10, 12)), maps)
+        >>> A = bk.Encoding(bk.radial_3d(50, 24, (12, 10, 12)), torch.ones(1, 12, 10, 12, dtype=torch.complex64))
         >>> field_map, times = torch.linspace(-100, 100, 1440).view(12, 10, 12), 70e-6 + 50e-6 * torch.arange(24)
         >>> A.off_resonant(field_map, times)
         Encoding(1 coils, (12, 10, 12) -> (1, 1200), finufft, normal by nufft, off resonance in 5 segments)

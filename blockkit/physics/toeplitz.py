@@ -35,7 +35,7 @@ class Toeplitz(LinearOperator):
     Attributes
     ----------
     spectral_bound : float
-        max |K|: the largest eigenvalue of T is at most this, since T is a compression of a circulant operator.
+        ``max |K|``: the largest eigenvalue of T is at most this, since T is a compression of a circulant operator.
 
     Raises
     ------
@@ -46,6 +46,16 @@ class Toeplitz(LinearOperator):
     ----------
     .. [1] Fessler, Lee, Olafsson, Shi and Noll, "Toeplitz-based iterative image reconstruction for MRI with
        correction for magnetic field inhomogeneity", IEEE Trans. Signal Process. 53:3393-3402, 2005.
+
+    Examples
+    --------
+    >>> x = torch.ones(16, 12, 16, dtype=torch.complex64)
+    >>> identity = bk.Toeplitz(torch.ones(32, 24, 32), (16, 12, 16))
+    >>> torch.allclose(identity(x), x, atol=1e-5)
+    True
+    >>> F = bk.NUFFT(scan.trajectory, (16, 12, 16))
+    >>> bool((F.toeplitz()(x) - F.normal(x)).norm() < 1e-3 * F.normal(x).norm())
+    True
     """
 
     in_shape: Shape3

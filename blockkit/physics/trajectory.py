@@ -44,6 +44,12 @@ def radial_3d(n_spokes: int, n_readout: int, image_shape: Sequence[int]) -> Tens
        golden means", MRM 61:354-363, 2009.
     .. [2] Winkelmann, Schaeffter, Koehler, Eggers and Doessel, "An optimal radial profile order based on the golden
        ratio for time-resolved MRI", IEEE Trans. Med. Imaging 26:68-76, 2007.
+
+    Examples
+    --------
+    >>> k = bk.radial_3d(n_spokes=50, n_readout=32, image_shape=(16, 12, 16))
+    >>> k.shape, k[16]
+    (torch.Size([1600, 3]), tensor([0., 0., 0.]))
     """
     shape = check_shape3(image_shape)
     check_count(n_spokes, "n_spokes")
@@ -87,6 +93,11 @@ def spiral_phyllotaxis(n_spokes: int, n_readout: int, image_shape: Sequence[int]
     ----------
     .. [1] Piccini, Littmann, Nielles-Vallespin and Zenge, "Spiral phyllotaxis: the natural way to construct a 3D radial
        trajectory in MRI", MRM 66:1049-1056, 2011, doi:10.1002/mrm.22898.
+
+    Examples
+    --------
+    >>> bk.spiral_phyllotaxis(55, 32, (16, 12, 16), n_interleaves=5).shape
+    torch.Size([1760, 3])
     """
     shape = check_shape3(image_shape)
     check_count(n_spokes, "n_spokes")
@@ -131,6 +142,12 @@ def stack_of_stars(n_spokes: int, n_readout: int, image_shape: Sequence[int]) ->
        motion sensitivity", J. Korean Soc. Magn. Reson. Med. 18:87-106, 2014.
     .. [2] Winkelmann, Schaeffter, Koehler, Eggers and Doessel, "An optimal radial profile order based on the golden
        ratio for time-resolved MRI", IEEE Trans. Med. Imaging 26:68-76, 2007.
+
+    Examples
+    --------
+    >>> k = bk.stack_of_stars(64, 32, (16, 12, 16))
+    >>> k.shape, k[:, 0].unique().tolist() == list(range(-8, 8))
+    (torch.Size([2048, 3]), True)
     """
     n_planes, n_rows, n_columns = check_shape3(image_shape)
     k = radial_3d(n_spokes, n_readout, (1, n_rows, n_columns))
@@ -177,6 +194,11 @@ def cones(n_interleaves: int, n_readout: int, image_shape: Sequence[int], *, n_t
     ----------
     .. [1] Gurney, Hargreaves and Nishimura, "Design and analysis of a practical 3D cones trajectory",
        MRM 55:575-582, 2006.
+
+    Examples
+    --------
+    >>> bk.cones(50, 32, (16, 12, 16)).shape
+    torch.Size([1600, 3])
     """
     shape = check_shape3(image_shape)
     check_count(n_interleaves, "n_interleaves")
@@ -257,6 +279,12 @@ def density_compensation(trajectory: Tensor, image_shape: Sequence[int], *, n_it
     ----------
     .. [1] Pipe and Menon, "Sampling density compensation in MRI: rationale and an iterative numerical solution",
        MRM 41:179-186, 1999.
+
+    Examples
+    --------
+    >>> w = bk.density_compensation(scan.trajectory, scan.image_shape).reshape(80, 32)  # (spoke, readout)
+    >>> bool(w[:, 0].mean() > 10 * w[:, 16].mean())
+    True
     """
     shape = check_shape3(image_shape)
     check_count(n_iterations, "n_iterations")

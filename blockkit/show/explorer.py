@@ -67,6 +67,11 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
     ------
     TypeError, ValueError
         If an argument does not fit, or the network cannot be run in exact blocks: the message names the layer.
+
+    Examples
+    --------
+    >>> explorer = bk.MemoryExplorer(bk.ResidualCNN(8, 3), image_shape=(64, 48, 64), n_samples=100_000, n_unrolls=2)
+    >>> text = explorer.describe()  # as the last line of a cell, ``explorer`` shows itself
     """
 
     def __init__(

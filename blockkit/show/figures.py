@@ -59,6 +59,12 @@ def show_slices(
         Write PSNR, SSIM and NRMSE of the whole volume under each column; needs a ``"reference"``.
     crosshair
         Mark the position ``index`` by two lines.
+
+    Examples
+    --------
+    >>> figure = bk.show.show_slices({"image": scan.reference}, axes="zyx", voxel_size=scan.voxel_size)
+    >>> figure.axes[0].get_title()
+    'image'
     """
     shape = check_volumes(volumes)
     check_part(part)
@@ -79,7 +85,12 @@ def show_mip(
     voxel_size: float | Sequence[float] | None = None,
     metrics: bool = False,
 ) -> Figure:
-    """Show the maximum intensity projection of each volume along ``axis``; the parameters are those of show_slices."""
+    """Show the maximum intensity projection of each volume along ``axis``; the parameters are those of show_slices.
+
+    Examples
+    --------
+    >>> figure = bk.show.show_mip({"image": scan.reference}, axis="y")
+    """
     shape = check_volumes(volumes)
     sizes = check_voxel_size(voxel_size)
     along = check_axis(axis)
@@ -99,7 +110,12 @@ def show_coils(
     part: Part = "magnitude",
     voxel_size: float | Sequence[float] | None = None,
 ) -> Figure:
-    """Show one slice of each coil's sensitivity, ``maps`` of shape (coil, z, y, x), eight coils a row at most."""
+    """Show one slice of each coil's sensitivity, ``maps`` of shape (coil, z, y, x), eight coils a row at most.
+
+    Examples
+    --------
+    >>> figure = bk.show.show_coils(scan.maps, axis="z")
+    """
     if not isinstance(maps, Tensor | np.ndarray) or maps.ndim != 4:
         raise ValueError(f"maps has shape {tuple(np.shape(maps))}, expected (coil, z, y, x).")
     check_part(part)
@@ -136,6 +152,10 @@ def plot_blocks(
         Which slice, as in :func:`show_slices`.
     block
         Which block to mark, counted along (z, y, x); ``None`` is one in the middle.
+
+    Examples
+    --------
+    >>> figure = bk.show.plot_blocks(scan.reference, (8, 8, 8), halo=2)
     """
     shape, blocks, along = check_volumes({"volume": volume}), check_shape3(block_shape, "block_shape"), check_axis(axis)
     halos = (halo,) * 3 if isinstance(halo, int) else tuple(int(h) for h in halo)

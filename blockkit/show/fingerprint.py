@@ -42,6 +42,10 @@ def shapes_only(drawing: Drawing) -> Drawing:
 
     Its fingerprint keeps shapes, labels and titles, and leaves out values, limits and the numbers in texts. For figures
     of a training run inside the notebook, of wall times, or of rounding errors.
+
+    Examples
+    --------
+    >>> figure = bk.show.shapes_only(bk.show.plot_curves({"loss": [0.5, 0.3]}, "step", "loss"))
     """
     drawing.blockkit_values = False  # type: ignore[attr-defined]
     return drawing

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -39,6 +40,10 @@ def plot_curves(
         A horizontal line, such as a memory budget, and its legend text.
     title
         Above the axes.
+
+    Examples
+    --------
+    >>> figure = bk.show.plot_curves({"loss": [0.5, 0.3, 0.2]}, "step", "loss", log="y")
     """
     figure, ax = _axes(xlabel, ylabel, log, title)
     for i, (name, curve) in enumerate(curves.items()):
@@ -79,6 +84,10 @@ def plot_bars(
         A horizontal line, such as a memory budget, and what is written at it.
     title
         Above the axes.
+
+    Examples
+    --------
+    >>> figure = bk.show.plot_bars(["naive", "in blocks"], [107.2, 2.7], "GiB", limit=24)
     """
     parts = values if isinstance(values, Mapping) else {"": values}
     heights = {name: np.asarray([float(v) for v in part]) for name, part in parts.items()}
@@ -110,7 +119,12 @@ def plot_bars(
 def plot_points(
     points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, *, log: str = "", title: str = ""
 ) -> Figure:
-    """Plot one named point for each entry, such as reconstruction time (s) against PSNR (dB); ``log`` as in curves."""
+    """Plot one named point for each entry, such as reconstruction time (s) against PSNR (dB); ``log`` as in curves.
+
+    Examples
+    --------
+    >>> figure = bk.show.plot_points({"MBDL": (16, 37.0), "CS": (579, 34.5)}, "seconds", "PSNR (dB)", log="x")
+    """
     figure, ax = _axes(xlabel, ylabel, log, title)
     for i, (name, (x, y)) in enumerate(points.items()):
         ax.plot([float(x)], [float(y)], MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], markersize=8)
@@ -130,6 +144,10 @@ def plot_trajectory(trajectory: Tensor | NDArray[Any], n_readout: int, *, n_spok
         Samples a spoke.
     n_spokes
         How many spokes to draw; the density at the right counts all of them.
+
+    Examples
+    --------
+    >>> figure = bk.show.plot_trajectory(scan.trajectory, 32)
     """
     k = np.asarray(trajectory.detach().cpu() if isinstance(trajectory, Tensor) else trajectory, dtype=np.float64)
     if k.ndim != 2 or k.shape[1] != 3 or n_readout < 2 or k.shape[0] % n_readout:
@@ -183,6 +201,18 @@ def _dress(ax: Axes, xlabel: str, ylabel: str, log: str, title: str) -> None:
     ax.set_axisbelow(True)
     for name in log:
         getattr(ax, f"set_{name}scale")("log")
+        axis = getattr(ax, f"{name}axis")
+        axis.set_major_formatter(_PlainLog(10))
+        axis.set_minor_formatter(_PlainLog(10, labelOnlyBase=False))
+
+
+class _PlainLog(LogFormatterSciNotation):
+    """Label a logarithmic axis where matplotlib would, but from 0.01 to 10,000 with 40 in place of 4 x 10^1."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        label = str(super().__call__(x, pos))
+        low, high = sorted(self.axis.get_view_interval())  # type: ignore[union-attr]
+        return f"{x:g}" if label and low >= 5e-3 and high <= 2e4 else label
 
 
 def _limit_line(ax: Axes, limit: float | None, label: str) -> None:

@@ -45,6 +45,12 @@ class SliceViewer(widgets.VBox):  # type: ignore[misc]
         anterior or P posterior, R right or L left, in the order that the axes have. ``"HAR"``, as blockkit's own
         phantom and scans have it: z from head to feet, y from front to back, x from the right of the body to its left.
         The letters stand at the edges of the panels. ``None``: the names of the axes do.
+
+    Examples
+    --------
+    >>> volumes = {"twice": 2 * scan.reference, "reference": scan.reference}
+    >>> viewer = bk.SliceViewer(volumes, voxel_size=scan.voxel_size)
+    >>> viewer.position = (8, 6, 4)  # (z, y, x); as the last line of a cell, ``viewer`` shows itself
     """
 
     def __init__(

@@ -38,6 +38,12 @@ class TrainingView:
         Across which to cut the image: ``"z"``, ``"y"`` or ``"x"``.
     every
         Seconds between two pictures or lines at least, beside the last one. None: 2 for pictures, 10 for lines.
+
+    Examples
+    --------
+    >>> view = bk.TrainingView(axis="y")
+    >>> model = bk.UnrolledNetwork(bk.ResidualCNN(4, 2), n_unrolls=2)
+    >>> history = bk.fit(model, [scan], n_steps=2, watch=view)  # doctest: +SKIP
     """
 
     def __init__(self, *, axis: str = "y", every: float | None = None) -> None:

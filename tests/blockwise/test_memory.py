@@ -192,6 +192,28 @@ def test_the_prediction_of_the_second_step_is_the_count_too(job):
     assert predicted == peak.bytes
 
 
+def test_a_view_of_one_number_is_no_new_number():
+    one = nn.Parameter(torch.ones(1))
+
+    def read():
+        kept = [one.detach() for _ in range(3)] + [one.detach().view(1, 1).expand(5, 5), torch.zeros(4)]
+        return float(kept[0]) + float(kept[3][0, 0])
+
+    assert predict_peak(read) == 16
+    network = nn.Conv3d(2, 1, 3, padding=1)  # its bias is one number
+    assert predict_peak(blockwise_step, network) == counted(blockwise_step, network)
+
+
+def blockwise_step(network):
+    apply_blockwise(network, torch.zeros(2, 6, 6, 6), 3).sum().backward()
+
+
+def counted(function, *args):
+    with measure_peak() as peak:
+        function(*args)
+    return peak.bytes
+
+
 def test_the_first_adam_step_takes_two_moments_more_than_the_second():
     bench = Workbench()
     first = predict_peak(bench.adam_step)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from blockkit.show import plot_bars, plot_curves, plot_points, plot_trajectory
 
@@ -53,6 +54,19 @@ def test_points_lie_where_they_are_told_to() -> None:
 def test_an_unknown_axis_for_log_is_refused() -> None:
     with pytest.raises(ValueError, match="log"):
         plot_curves({"a": [1, 2]}, "x", "y", log="z")
+
+
+@pytest.mark.parametrize(("highest", "plain"), [(400.0, True), (1e7, False)])
+def test_a_short_logarithmic_axis_has_plain_numbers_and_a_long_one_powers(highest: float, plain: bool) -> None:
+    figure = plot_curves({"a": [20.0, highest]}, "x", "peak (GiB)", log="y")
+    FigureCanvasAgg(figure).draw()
+    ax = figure.axes[0]
+    low, high = ax.get_ylim()
+    ticks = [*ax.yaxis.get_major_ticks(), *ax.yaxis.get_minor_ticks()]
+    labels = {tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high} - {""}
+    assert ("100" in labels) is plain
+    assert all("10^" in label for label in labels) is not plain
+    assert not plain or {"20", "30", "40", "60"} <= labels
 
 
 def test_the_density_of_a_full_cartesian_grid_is_one() -> None:

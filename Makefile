@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow ui ui-setup accept tour docs bench bench-ui paper quality train ablate clean distclean
+.PHONY: help setup lab test check slow ui ui-setup accept tour docs pictures bench bench-ui paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
 	@echo 'make docs       the reference and the pages as HTML: build/docs/index.html'
+	@echo 'make pictures   the two pictures of the README, from a real JupyterLab and browser: docs/images/'
 	@echo 'make bench      memory, plans, NUFFT, ways to run a step, peers: tables in benchmarks/results/, half an hour'
 	@echo 'make bench-ui   both widgets, from key press to new picture in a browser, in ms: benchmarks/results/ui.md'
 	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
@@ -86,6 +87,9 @@ tour: setup
 docs: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,test,docs]'
 	$(PY) tools/make_docs.py
+
+pictures: ui-setup
+	OMP_NUM_THREADS=1 $(PY) tools/pictures.py
 
 bench: setup
 	@for one in memory plans nufft methods peers gpu; do $(PY) benchmarks/$$one.py || exit 1; done

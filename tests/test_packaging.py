@@ -302,3 +302,46 @@ def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> N
     assert example is not None
     exec(compile(example.group(1), "README.md", "exec"), {})
     assert re.search(r"PSNR \d+\.\d dB", capsys.readouterr().out)
+
+
+def test_the_files_that_the_readme_links_to_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = {link for link in re.findall(r"\]\(([^)\s]+)\)", readme) if not link.startswith("http")}
+    assert links
+    assert {link for link in links if not (ROOT / link).exists()} == set()
+
+
+def test_the_pictures_of_the_readme_are_pictures_and_small() -> None:
+    shown = re.findall(r"!\[([^\]]+)\]\(([^)]+\.png)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {Path(path).stem for _, path in shown} == {"slice_viewer", "memory_explorer"}
+    for _, path in shown:
+        picture = (ROOT / path).read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert 20_000 < len(picture) < 300_000, path
+
+
+def test_the_dev_container_is_set_up_as_the_readme_says() -> None:
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    command = re.fullmatch(r"make ([a-z-]+)", container["postCreateCommand"])
+    assert command is not None
+    assert command.group(1) in make_targets()
+    image = re.search(r"python:(3\.\d+)", container["image"])
+    assert image is not None
+    assert image.group(1) in PYTHONS
+    vscode = container["customizations"]["vscode"]
+    assert {"ms-python.python", "ms-toolsai.jupyter"} <= set(vscode["extensions"])
+    venv = re.search(r"^VENV := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert venv is not None
+    interpreter = vscode["settings"]["python.defaultInterpreterPath"]
+    assert interpreter == f"${{containerWorkspaceFolder}}/{venv.group(1)}/bin/python"
+
+
+def test_the_citation_names_this_version_and_the_paper() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    top = dict(re.findall(r"^([a-z-]+): \"?([^\"\n]+)\"?$", citation, flags=re.MULTILINE))
+    assert (top["version"], top["license"]) == (PROJECT["project"]["version"], PROJECT["project"]["license"])
+    assert top["title"].startswith(PROJECT["project"]["name"])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (doi,) = re.findall(r"^ +doi: (\S+)$", citation, flags=re.MULTILINE)
+    assert readme.count(doi) >= 2
+    assert f"version = {{{top['version']}}}" in readme

@@ -41,6 +41,8 @@ class Peak:
 
     bytes: int = 0
     """Tensors created inside, and bytes declared in the ledger: the same on every machine."""
+    created_bytes: int = 0
+    """All of these that were ever created, whether they died or not. Each is written at least once, so it is time."""
     resident_bytes: int | None = None
     """Growth of the process's own resident memory, sampled every 2 ms: with scratch and heap, different from run to
     run, and less than the truth if the process holds freed memory. None where it is not known (not on Linux)."""
@@ -57,7 +59,8 @@ def measure_peak() -> Iterator[Peak]:
     Yields
     ------
     Peak
-        ``bytes`` is up to date at any time; ``resident_bytes`` and ``cuda_bytes`` are set at the end.
+        ``bytes`` and ``created_bytes`` are up to date at any time; ``resident_bytes`` and ``cuda_bytes`` are set at the
+        end.
 
     Examples
     --------
@@ -145,8 +148,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False  # or else the first operation imports PyTorch's compiler: seconds
 
     def add(self, n_bytes: int, part: str) -> None:
-        """Take ``n_bytes`` more for ``part``, or fewer if negative, and remember the peak."""
+        """Take ``n_bytes`` more for ``part``, or fewer if negative, and remember the peak and what was ever taken."""
         self.now += n_bytes
+        self.peak.created_bytes += max(n_bytes, 0)
         self.parts[part] = self.parts.get(part, 0) + n_bytes
         if self.now > self.peak.bytes:
             self.peak.bytes, self.peak.parts = self.now, {name: n for name, n in self.parts.items() if n}

@@ -233,6 +233,16 @@ def test_the_count_is_what_arithmetic_says():
     assert c.shape == (500,)
 
 
+def test_what_was_created_counts_on_when_it_is_gone_and_views_do_not():
+    x = torch.zeros(250)
+    with measure_peak() as peak:
+        for _ in range(5):
+            y = x + 1
+            y[:100].mul_(2)
+            del y
+    assert (peak.bytes, peak.created_bytes) == (1000, 5000)
+
+
 def test_what_a_convolution_keeps_for_backward_is_what_arithmetic_says():
     layer, x = nn.Conv3d(1, 4, 3, padding=1), torch.zeros(1, 1, 6, 5, 4)
     with measure_peak() as peak:

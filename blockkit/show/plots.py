@@ -31,7 +31,8 @@ def plot_curves(
     Parameters
     ----------
     curves
-        Legend texts and curves: a sequence of y values, drawn over 0, 1, 2, ..., or a tuple ``(x, y)``.
+        Legend texts and curves: a sequence of y values, drawn over 0, 1, 2, ..., or a tuple ``(x, y)``. One of a
+        single point is drawn as a large mark.
     xlabel, ylabel
         What is on the axes, with the unit in parentheses: ``"iteration"``, ``"peak memory (GiB)"``.
     log
@@ -51,7 +52,8 @@ def plot_curves(
         style = STYLES[i // len(PALETTE) % len(STYLES)]
         marker = MARKERS[i % len(MARKERS)] if len(y) <= 20 else ""
         color = PALETTE[i % len(PALETTE)]
-        ax.plot(x, y, color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.6, label=name)
+        size = 4 if len(y) > 1 else 8
+        ax.plot(x, y, color=color, linestyle=style, marker=marker, markersize=size, linewidth=1.6, label=name)
     _limit_line(ax, limit, limit_label)
     if len(curves) > 1 or limit is not None:
         ax.legend(fontsize=9, frameon=False)

@@ -17,6 +17,12 @@ def test_a_pair_of_rows_is_x_and_y_and_a_pair_of_numbers_is_two_points() -> None
     assert lines[1].get_xydata().tolist() == [[0, 7], [1, 8]]
 
 
+def test_a_curve_of_one_point_can_be_seen_beside_long_ones() -> None:
+    lines = plot_curves({"CS": ([1, 2], [5, 6]), "MBDL": ([1.5], [8])}, "s", "dB").axes[0].lines
+    assert lines[1].get_xydata().tolist() == [[1.5, 8]]
+    assert lines[1].get_markersize() > lines[0].get_markersize()
+
+
 def test_rows_of_unequal_length_are_refused_by_the_name_of_the_curve() -> None:
     with pytest.raises(ValueError, match="'loss'"):
         plot_curves({"loss": ([1, 2, 3], [1, 2])}, "x", "y")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -167,6 +167,7 @@ def plot_trajectory(trajectory: Tensor | NDArray[Any], n_readout: int, *, n_spok
     for name in "xyz":
         getattr(space, f"set_{name}label")(f"k{name}", fontsize=9)
         space.tick_params(axis=name, labelsize=7)
+        getattr(space, f"{name}axis").set_major_locator(MaxNLocator(4))
     space.set_title(f"first {len(shown)} of {len(spokes)} spokes (cycles/FOV)", fontsize=10)
     _draw_density(figure.add_subplot(1, 2, 2), np.linalg.norm(k, axis=1))
     return figure

@@ -89,3 +89,9 @@ def test_the_density_of_a_full_cartesian_grid_is_one() -> None:
 def test_a_trajectory_that_is_not_made_of_spokes_is_refused(shape: tuple[int, ...], n_readout: int) -> None:
     with pytest.raises(ValueError, match="n_readout"):
         plot_trajectory(np.zeros(shape), n_readout)
+
+
+def test_the_ticks_of_k_space_are_few_enough_to_be_read_apart() -> None:
+    k = 10 * np.random.default_rng(0).uniform(-1, 1, size=(40, 3))
+    space = plot_trajectory(k, 20).axes[0]
+    assert max(len(space.get_xticks()), len(space.get_yticks()), len(space.get_zticks())) <= 7

@@ -17,7 +17,7 @@ import re
 import struct
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -79,8 +79,11 @@ def accept(path: Path, *, check: bool = False, fresh: bool = False, timeout: int
     return f"stored, {len(text) / 1e3:.0f} kB"
 
 
-def execute(path: Path, *, timeout: int = 600) -> NotebookNode:
-    """Return the notebook run from a fresh kernel of this Python, in its own folder, on one thread."""
+def execute(path: Path, *, timeout: int = 600, environment: Mapping[str, str] | None = None) -> NotebookNode:
+    """Return the notebook run from a fresh kernel of this Python, in its own folder, on one thread.
+
+    ``environment`` holds further variables for the kernel.
+    """
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata["kernelspec"] = METADATA["kernelspec"]
     client = NotebookClient(
@@ -93,7 +96,7 @@ def execute(path: Path, *, timeout: int = 600) -> NotebookNode:
         extra_arguments=["--log-level=40"],
     )
     with tempfile.TemporaryDirectory() as profile:
-        client.execute(env=kernel_environment(profile))
+        client.execute(env=kernel_environment(profile) | dict(environment or {}))
     return notebook
 
 

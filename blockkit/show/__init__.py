@@ -23,7 +23,8 @@ Importing this package in a notebook also adds a fingerprint to each figure disp
 
 from blockkit.show.explorer import MemoryExplorer
 from blockkit.show.figures import plot_blocks, show_coils, show_mip, show_slices
-from blockkit.show.fingerprint import register, shapes_only
+from blockkit.show.fingerprint import shapes_only
+from blockkit.show.pictures import register
 from blockkit.show.plots import plot_bars, plot_curves, plot_points, plot_trajectory
 from blockkit.show.slices import SliceViewer
 from blockkit.show.training_view import TrainingView

@@ -8,7 +8,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import torch
-from IPython.core.pylabtools import print_figure
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -18,8 +17,8 @@ from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import Case
 from blockkit.mbdl.own_process import MOST_BYTES, ROOM, run_in_own_process, scaled_down
 from blockkit.show.explorer_controls import BUDGETS, Controls
-from blockkit.show.fingerprint import MIME, fingerprint
 from blockkit.show.memory_plots import HEIGHT, blocks_sketch, checks_sketch, curve_sketch, parts_sketch
+from blockkit.show.pictures import pictures
 from blockkit.show.setting import Setting, by, nearest
 from blockkit.show.sketch import DPI, Sketch
 
@@ -179,9 +178,7 @@ class MemoryExplorer(widgets.VBox):  # type: ignore[misc]
         return f"MemoryExplorer({self.describe()})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        figure = self.figure()
-        picture = print_figure(figure, fmt="png", base64=True)  # type: ignore[no-untyped-call]
-        shown = {"text/plain": repr(self), "image/png": picture, MIME: fingerprint(figure)}
+        shown = {"text/plain": repr(self), **pictures(self.figure())}
         return {**super()._repr_mimebundle_(**kwargs), **shown}, {"image/png": {"alt": self.describe()}}
 
     def _change(self, _change: object = None) -> None:

@@ -10,20 +10,15 @@ numbers is kept as it is.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
-from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from IPython.core.formatters import BaseFormatter
-from IPython.core.getipython import get_ipython
-from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.category import StrCategoryFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from numpy.typing import ArrayLike, NDArray
-from traitlets import Unicode
 
 MIME = "application/vnd.blockkit.fingerprint+json"
 N_SUMS = 32
@@ -239,27 +234,3 @@ def _line_points(line: Any) -> Values:
         line.get_data_3d() if hasattr(line, "get_data_3d") else (line.get_xdata(orig=False), line.get_ydata(orig=False))
     )
     return np.stack([np.ma.filled(np.ma.asarray(p, dtype=np.float64), np.nan) for p in points], axis=-1)
-
-
-class FingerprintFormatter(BaseFormatter):
-    """Give IPython the fingerprint of each matplotlib figure that it displays."""
-
-    format_type = Unicode(MIME)
-    _return_type = dict
-
-    def __call__(self, obj: object) -> Record | None:
-        """Return the fingerprint of a figure, and nothing for any other object."""
-        return fingerprint(obj) if isinstance(obj, Figure) else None
-
-
-def register() -> None:
-    """Let the running IPython, if there is one, show figures as PNG and add their fingerprints."""
-    shell = get_ipython()
-    if shell is None or shell.display_formatter is None:
-        return
-    formatters = shell.display_formatter.formatters
-    formatters[MIME] = FingerprintFormatter(parent=shell.display_formatter)
-    try:
-        formatters["image/png"].lookup_by_type(Figure)
-    except KeyError:
-        formatters["image/png"].for_type(Figure, partial(print_figure, fmt="png", base64=True))

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import ipywidgets as widgets
-from IPython.core.pylabtools import print_figure
 from matplotlib.figure import Figure
 
 from blockkit.checks import Shape3
-from blockkit.show.fingerprint import MIME, fingerprint
 from blockkit.show.images import ImageFace
+from blockkit.show.pictures import pictures
 from blockkit.show.pixels import Bytes
 from blockkit.show.render import Part, Volume, check_axis, check_index
 from blockkit.show.state import Event
@@ -138,8 +137,7 @@ class SliceViewer(widgets.VBox):  # type: ignore[misc]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         figure = self._marked(self._view.figure(wait=False))
-        picture = print_figure(figure, fmt="png", base64=True)  # type: ignore[no-untyped-call]
-        data = {**super()._repr_mimebundle_(**kwargs), "image/png": picture, MIME: fingerprint(figure)}
+        data = {**super()._repr_mimebundle_(**kwargs), **pictures(figure)}
         return data, {"image/png": {"alt": self.describe()}}
 
     def _marked(self, figure: Figure) -> Figure:

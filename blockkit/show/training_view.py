@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from IPython.core.getipython import get_ipython
-from IPython.core.pylabtools import print_figure
 from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +16,7 @@ from torch import Tensor
 from blockkit.blockwise.resident import free_bytes
 from blockkit.ledger import GIB
 from blockkit.mbdl.progress import Progress
-from blockkit.show.fingerprint import MIME, fingerprint
+from blockkit.show.pictures import pictures
 from blockkit.show.plots import MARKERS, PALETTE
 from blockkit.show.render import check_axis, take_part, take_plane
 
@@ -122,9 +121,7 @@ class TrainingView:
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if self._progress is None:
             return {"text/plain": repr(self)}, {}
-        figure = self.figure()
-        picture = print_figure(figure, fmt="png", base64=True)  # type: ignore[no-untyped-call]
-        shown = {"text/plain": repr(self), "image/png": picture, MIME: fingerprint(figure)}
+        shown = {"text/plain": repr(self), **pictures(self.figure())}
         return shown, {"image/png": {"alt": self.describe()}}
 
     def _show(self) -> None:

@@ -3,6 +3,9 @@
 Figures are compared by the data drawn in them (see :mod:`blockkit.show.fingerprint`), printed numbers to their last
 printed digit, all other text character by character. Pictures, widget models and memory addresses are not compared. A
 cell that was never run, or a picture without a fingerprint, checks nothing: that is a failure too.
+
+After the last cell, the python of each folded solution runs in the same kernel: what it prints is not compared, but an
+exception or a warning is a failure.
 """
 
 import os
@@ -13,12 +16,13 @@ from typing import Any
 
 import pytest
 from accept_notebooks import WIDGET_VIEW, kernel_environment
+from lessons import PICTURES, solutions
+from nbformat.v4 import new_code_cell
 from nbval.plugin import IPyNbCell, IPyNbFile
 
 from blockkit.show.fingerprint import MIME, differences, same_text
 
 TOLERANCE = 1e-3
-PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 HOW_TO = "If the new output is right, run: make accept"
 
 
@@ -45,6 +49,13 @@ class Notebook(IPyNbFile):
     def collect(self) -> Iterator["Cell"]:
         for item in super().collect():
             yield Cell.from_parent(self, name=item.name, cell_num=item.cell_num, cell=item.cell, options=item.options)
+        text = "\n\n".join(cell.source for cell in self.nb.cells if cell.cell_type == "markdown")
+        for number, source in enumerate(solutions(text), start=1):
+            if source:
+                options = {"check": False, "skip": False, "check_exception": False}
+                yield Solution.from_parent(
+                    self, name=f"Solution {number}", cell_num=number, cell=new_code_cell(source), options=options
+                )
 
     def teardown(self) -> None:
         super().teardown()
@@ -67,6 +78,21 @@ class Cell(IPyNbCell):
         said = output_differences(ref, test)
         self.comparison_traceback = [f"  {line}" for line in said] + ([HOW_TO] if said else [])
         return not said
+
+
+class Solution(Cell):
+    """The python of one folded solution: it has to run, without a warning."""
+
+    def runtest(self) -> None:
+        IPyNbCell.runtest(self)
+        if said := _streams(self.test_outputs).get("stderr"):
+            self.raise_cell_error("The solution writes to stderr", said)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> str:
+        return str(super().repr_failure(excinfo)).replace(f"Cell {self.cell_num}:", f"{self.name}:", 1)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"{self.path.name}::{self.name}"
 
 
 def output_differences(stored: Sequence[Any], fresh: Sequence[Any]) -> list[str]:

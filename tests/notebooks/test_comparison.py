@@ -32,11 +32,13 @@ CELLS = (
     "# NBVAL_IGNORE_OUTPUT\nprint(time.time_ns())",
     "object()",
 )
+SOLUTION = "**1. More?**\n\n<details><summary>Solution</summary>\n\n```python\n{}\n```\n\n</details>"
 
 
 def notebook() -> NotebookNode:
     cells = [new_markdown_cell("# A small lesson")] + [new_code_cell(source) for source in CELLS]
-    for cell, number in zip(cells, "abcdefgh", strict=True):
+    cells.append(new_markdown_cell(SOLUTION.format("assert gain > 0; print('run, not ' + 'stored')")))
+    for cell, number in zip(cells, "abcdefghi", strict=True):
         cell.id = number
     return new_notebook(cells=cells)
 
@@ -86,9 +88,9 @@ def test_an_accepted_notebook_passes_and_a_changed_one_fails_in_the_changed_cell
     harmful = changed(harmful, 2, "linalg.norm(volume)", "linalg.norm(volume) * 1.001")
     harmful = changed(harmful, 4, "random(9)", "random(8)")
     emptied = copy.deepcopy(stored)
-    for cell in emptied.cells[1:]:
+    for cell in emptied.cells[1:-1]:
         cell.outputs = []
-    emptied.cells[-1].execution_count = None
+    emptied.cells[-2].execution_count = None
     variants = {"same": stored, "harmless": harmless, "harmful": harmful, "emptied": emptied}
     for name, variant in variants.items():
         nbformat.write(variant, tmp_path / f"{name}.ipynb")
@@ -102,6 +104,27 @@ def test_an_accepted_notebook_passes_and_a_changed_one_fails_in_the_changed_cell
     assert "axes[0] line0.y: shape [9] became [8]" in failures["harmful", "Cell 4"]
     assert cells["emptied"] == {"Cell 1", "Cell 2", "Cell 3", "Cell 4", "Cell 6"}
     assert "never run" in failures["emptied", "Cell 6"]
+
+
+@pytest.mark.slow
+def test_solutions_run_after_the_last_cell_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    cells = [new_code_cell("x = 1", execution_count=1)]
+    for source in ("x += 1\nx", "1 / 0", "import warnings\nwarnings.warn('careful')", "assert x == 2"):
+        cells.insert(-1, new_markdown_cell(SOLUTION.format(source)))
+    cells.append(new_markdown_cell("<details><summary>Solution</summary>\n\nBy hand.\n\n</details>"))
+    nbformat.write(new_notebook(cells=cells), tmp_path / "lesson.ipynb")
+    failures = run_nbval(tmp_path)
+    assert set(failures) == {("lesson", "Solution 2"), ("lesson", "Solution 3")}
+    assert "Solution 2: Cell execution caused an exception" in failures["lesson", "Solution 2"]
+    assert "ZeroDivisionError" in failures["lesson", "Solution 2"]
+    assert "Solution 3: The solution writes to stderr" in failures["lesson", "Solution 3"]
+    assert "careful" in failures["lesson", "Solution 3"]
+
+
+@pytest.mark.slow
+def test_solutions_are_not_stored(accepted: Path) -> None:
+    assert [cell.cell_type for cell in nbformat.read(accepted, as_version=4).cells][-2:] == ["code", "markdown"]
+    assert "run, not stored" not in accepted.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

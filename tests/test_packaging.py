@@ -68,8 +68,13 @@ def sources(folder: str) -> Iterator[tuple[Path, str]]:
         if ".ipynb_checkpoints" in path.parts:
             continue
         cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-        lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
-        yield path, "\n".join("pass" if re.match(r"[%!]", line) else line for line in lines)
+        lines = "\n".join("".join(cell["source"]) for cell in cells)
+        yield path, without_commands(lines)
+
+
+def without_commands(cells: str) -> str:
+    """Return the source of cells as plain Python: a line that is a command of IPython does nothing."""
+    return re.sub(r"^([ \t]*)[%!].*$", r"\1pass", cells, flags=re.MULTILINE)
 
 
 def imported_modules(source: str) -> set[str]:
@@ -94,6 +99,11 @@ def imported_distributions(folder: str) -> dict[str, set[Path]]:
             for distribution in OF_MODULE.get(module, [module]):
                 found.setdefault(normalized(distribution), set()).add(path.relative_to(ROOT))
     return found
+
+
+def test_a_command_of_ipython_does_nothing_also_where_it_is_indented() -> None:
+    cells = "%matplotlib inline\nif a:\n    import b\n    %pip install {b.c}\n!ls\nx = 7 % 2"
+    assert without_commands(cells) == "pass\nif a:\n    import b\n    pass\npass\nx = 7 % 2"
 
 
 def closure(requirements: list[Requirement]) -> set[str]:

@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow ui ui-setup accept tour docs pictures bench bench-ui paper quality train ablate clean distclean
+.PHONY: help setup lab test check slow mutate ui ui-setup accept tour figures docs pictures bench bench-ui paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -25,11 +25,13 @@ help:
 	@echo 'make setup      set up only: make $(VENV) and install (PYTHON=python3.12 picks the Python)'
 	@echo 'make check      ruff, mypy --strict, import-linter and the fast tests'
 	@echo 'make slow       only the slow tests'
+	@echo 'make mutate     break the library in many small ways, one at a time: a notebook has to notice each; half an hour'
 	@echo 'make ui         the widgets in a real JupyterLab and browser: needs chromium or chrome; screenshots in build/ui/'
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
 	@echo 'make docs       the reference and the pages as HTML: build/docs/index.html'
 	@echo 'make pictures   the two pictures of the README, from a real JupyterLab and browser: docs/images/'
+	@echo 'make figures    run the notebooks and write their numbered figures as SVG, with a page of them all, to build/figures/'
 	@echo 'make bench      memory, plans, NUFFT, ways to run a step, peers: tables in benchmarks/results/, half an hour'
 	@echo 'make bench-ui   both widgets, from key press to new picture in a browser, in ms: benchmarks/results/ui.md'
 	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
@@ -72,6 +74,9 @@ check: setup
 slow: setup
 	$(PYTEST) -m slow tests
 
+mutate: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m mutation -rP $(PYTEST_ARGS) tests/notebooks/test_mutations.py
+
 ui-setup: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,test,ui]'
 
@@ -90,6 +95,9 @@ docs: setup
 
 pictures: ui-setup
 	OMP_NUM_THREADS=1 $(PY) tools/pictures.py
+
+figures: setup
+	$(PY) tools/figures.py
 
 bench: setup
 	@for one in memory plans nufft methods peers gpu; do $(PY) benchmarks/$$one.py || exit 1; done
@@ -110,7 +118,7 @@ ablate: setup
 	$(PY) tools/ablate.py
 
 clean:
-	rm -rf build/lib build/bdist.* build/tour dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build/lib build/bdist.* build/tour build/figures dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
 distclean: clean

@@ -86,11 +86,11 @@ MUTATIONS = (
         "03_blockwise",
     ),
     Mutation(
-        "the input's gradient is not summed where windows overlap",
+        "what is computed in the halo counts in the gradient",
         "blockwise/blocks.py",
-        "grad_x[:, *block.window] += grad",
-        "grad_x[:, *block.window] = grad",
-        "04_training",
+        "grad_output[i][:, *block.kept] = grad_y[:, *block.place]",
+        "grad_output[i][:] = grad_y[:, *block.window]",
+        "03_blockwise",
     ),
     Mutation(
         "a view of what was there before counts as memory",
@@ -182,7 +182,7 @@ MUTATIONS = (
 
 def copy_library(folder: Path) -> Path:
     """Put a copy of the library, and the way to its samples, into a folder."""
-    shutil.copytree(ROOT / "blockkit", folder / "blockkit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "blockkit", folder / "blockkit")
     (folder / "blockkit_samples").symlink_to(ROOT / "data_samples", target_is_directory=True)
     return folder
 

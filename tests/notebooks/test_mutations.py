@@ -93,10 +93,10 @@ MUTATIONS = (
         "03_blockwise",
     ),
     Mutation(
-        "a view of what was there before counts as memory",
+        "memory that is given back still counts",
         "blockwise/memory.py",
-        "if lifted or storage._cdata not in old:",
-        "if lifted or storage is not None:",
+        "self.add(base - self.sizes.pop(key), self.part_of.pop(key))",
+        "self.sizes.pop(key), self.part_of.pop(key)",
         "02_memory_blowup",
     ),
     Mutation(

@@ -25,7 +25,7 @@ help:
 	@echo 'make setup      set up only: make $(VENV) and install (PYTHON=python3.12 picks the Python)'
 	@echo 'make check      ruff, mypy --strict, import-linter and the fast tests'
 	@echo 'make slow       only the slow tests'
-	@echo 'make mutate     break the library in many small ways, one at a time: a notebook has to notice each; half an hour'
+	@echo 'make mutate     break the library in many small ways, one at a time: a notebook has to notice each; 15 minutes'
 	@echo 'make ui         the widgets in a real JupyterLab and browser: needs chromium or chrome; screenshots in build/ui/'
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'

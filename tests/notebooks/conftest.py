@@ -1,4 +1,4 @@
-"""The mutations of the library take half an hour, so they run only when asked for: pytest -m mutation."""
+"""The mutations of the library take a quarter of an hour, so they run only when asked for: pytest -m mutation."""
 
 import pytest
 

@@ -2,7 +2,7 @@
 
 A mutation is a mistake that somebody could make: a sign, a scale, a halo, a seed. It is applied to a copy of the
 library, and a notebook runs on the copy up to the first cell whose output is another than the stored one. All of
-them take a quarter of an hour and more: ``make mutate``. That they still fit the code is tested in no time, always.
+them take a quarter of an hour: ``make mutate``. That they still fit the code is tested in no time, always.
 """
 
 import os

@@ -160,10 +160,10 @@ MUTATIONS = (
         "physics/channels.py", "(vectors * values.rsqrt())", "(vectors * values.sqrt())", "06_your_data",
     ),
     Mutation(
-        "the maps' root of the sum of squares is not 1",
+        "the maps are normalized by their real parts alone",
         "physics/calibration.py",
-        "interpolated else _normalize(maps.full())",
-        "interpolated else maps.full()",
+        "energy += coil.real.square() + coil.imag.square()",
+        "energy += coil.real.square()",
         "06_your_data",
     ),
     Mutation(

@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow mutate ui ui-setup accept tour figures docs pictures bench bench-ui paper quality train ablate clean distclean
+.PHONY: help setup lab test check slow long mutate ui ui-setup accept tour figures docs pictures bench bench-ui paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make setup      set up only: make $(VENV) and install (PYTHON=python3.12 picks the Python)'
 	@echo 'make check      ruff, mypy --strict, import-linter and the fast tests'
 	@echo 'make slow       only the slow tests'
+	@echo 'make long       the tests that are too long for every day, such as 24,000 damaged files; minutes'
 	@echo 'make mutate     break the library in many small ways, one at a time: a notebook has to notice each; 15 minutes'
 	@echo 'make ui         the widgets in a real JupyterLab and browser: needs chromium or chrome; screenshots in build/ui/'
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
@@ -73,6 +74,9 @@ check: setup
 
 slow: setup
 	$(PYTEST) -m slow tests
+
+long: setup
+	$(PYTEST) -m long tests
 
 mutate: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m mutation -rP $(PYTEST_ARGS) tests/notebooks/test_mutations.py

@@ -233,17 +233,20 @@ def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
     assert re.search(r"^make test$", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+FIRST = ["test", "long", "docs"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")
 @pytest.mark.parametrize(
     ("stubs", "made", "said"),
     [
-        ({"chromium": "exit 0"}, ["test", "ui-setup", "ui"], ""),
+        ({"chromium": "exit 0"}, [*FIRST, "ui-setup", "ui"], ""),
         ({"apt-get": 'case "$*" in *chromium*) printf "#!/bin/sh\\n" > $HERE/chromium; chmod +x $HERE/chromium;; esac'},
-         ["test", "ui-setup", "ui"], ""),
-        ({"apt-get": "exit 100"}, ["test"], "no chromium or chrome is here"),
-        ({"chromium": "exit 127", "apt-get": "exit 0"}, ["test"], "no chromium or chrome is here"),
-        ({"id": "echo 1000", "apt-get": "echo asked to install; exit 0"}, ["test"], "no chromium or chrome is here"),
-        ({"chromium": "exit 0", "make": '[ "$1" != ui-setup ]'}, ["test", "ui-setup"], "pip could not install"),
+         [*FIRST, "ui-setup", "ui"], ""),
+        ({"apt-get": "exit 100"}, FIRST, "no chromium or chrome is here"),
+        ({"chromium": "exit 127", "apt-get": "exit 0"}, FIRST, "no chromium or chrome is here"),
+        ({"id": "echo 1000", "apt-get": "echo asked to install; exit 0"}, FIRST, "no chromium or chrome is here"),
+        ({"chromium": "exit 0", "make": '[ "$1" != ui-setup ]'}, [*FIRST, "ui-setup"], "pip could not install"),
     ],
     ids=["a browser", "one to install", "none to install", "one that does not start", "not root", "no playwright"],
 )  # fmt: skip
@@ -257,7 +260,7 @@ def test_continuous_integration_tests_the_widgets_where_there_is_a_browser(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")
-@pytest.mark.parametrize("failing", ["test", "ui"])
+@pytest.mark.parametrize("failing", ["test", "long", "docs", "ui"])
 def test_continuous_integration_fails_where_a_test_fails(failing: str, tmp_path: Path) -> None:
     assert run_ci(tmp_path, {"chromium": "exit 0", "make": f'[ "$1" != {failing} ]'}).returncode != 0
 

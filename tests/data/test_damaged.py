@@ -118,7 +118,7 @@ def test_a_damaged_file_is_one_clear_error_or_is_read(name, tmp_path):
     check_format(name, tmp_path, range(20))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("name", FORMATS)
 def test_two_thousand_damaged_files_are_each_one_clear_error_or_are_read(name, tmp_path):

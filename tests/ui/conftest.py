@@ -1,4 +1,4 @@
-"""A JupyterLab and a browser for the tests of this folder, which run only when asked for: pytest -m ui."""
+"""A JupyterLab and a browser for the tests of this folder."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,15 +7,6 @@ from typing import Any
 import pytest
 
 PICTURES = Path(__file__).parents[2] / "build" / "ui"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "ui" in config.option.markexpr:
-        return
-    left = [item for item in items if item.get_closest_marker("ui")]
-    if left:
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if not item.get_closest_marker("ui")]
 
 
 @pytest.fixture(scope="session")

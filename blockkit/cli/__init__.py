@@ -5,9 +5,8 @@ import io
 import sys
 from collections.abc import Sequence
 
-import torch
-
 from blockkit.cli import info, plan, recon, train, view
+from blockkit.mbdl.shortage import is_out_of_memory
 
 COMMANDS = (info, plan, recon, view, train)
 
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"blockkit: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         said = str(error) if isinstance(error, MemoryError) else ""
         said = said or "out of memory. For mbdl, smaller blocks need less: --block-shape 32 32 32."
@@ -33,10 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("blockkit: stopped; nothing was written.", file=sys.stderr)
         return 130
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _make_parser() -> argparse.ArgumentParser:

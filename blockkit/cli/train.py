@@ -3,13 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from blockkit.checks import check_count, check_shape3
+from blockkit.checks import Shape3, check_count, check_shape3
 from blockkit.cli.shared import (
     BLOCK_SHAPE,
-    ZYX,
     Commands,
     add_command,
     add_device_option,
@@ -20,7 +20,7 @@ from blockkit.cli.shared import (
 from blockkit.data.files import counted
 from blockkit.data.folder import ScanFolder
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.progress import History
+from blockkit.mbdl.progress import History, Progress, ProgressBar
 from blockkit.mbdl.training import TARGETS, fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import save_weights
@@ -53,13 +53,24 @@ def add(commands: Commands) -> None:
     option("--validation", type=float, default=0.2, metavar="SHARE", help="of the subjects, 0 for none (default 0.2)")
     option("--subject", metavar="REGEX", help="finds the subject in a path; default: sub-folder, or name up to '_'")
     option("--pattern", metavar="GLOB", help="which files, such as '**/*.h5'")
-    option("--skip-bad", action="store_true", help="leave bad files out, instead of refusing to start")
+    option("--skip-bad", action="store_true", help="leave bad files out, instead of stopping")
     option("--n-steps", type=int, default=1000, metavar="N", help="one scan a step (default 1000)")
     option("--learning-rate", type=float, metavar="R", help=f"default {GO_ON_RATE:g}, with --new {NEW_RATE:g}")
     option("--no-augment", action="store_true", help="do not mirror scans and turn their phase")
-    option("--block-shape", type=int, nargs=3, metavar=ZYX, help="block in voxels (default 64 64 64)")
-    option("--checkpoint", type=Path, metavar="FILE", help="write it after each pass, and go on from it if it is there")
+    option(
+        "--block-shape",
+        nargs="+",
+        metavar=("Z", "Y X"),
+        help="block in voxels (default 64 64 64), or auto: the largest that fits",
+    )
+    option(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="write it after each pass and every 5 minutes, and go on from it if it is there",
+    )
     option("--seed", type=int, default=0, metavar="N", help="draws split, order and augmentation (default 0)")
+    option("--deterministic", action="store_true", help="the same bits from the same seed, on the CPU")
     add_device_option(parser)
     option("--ignore-memory", action="store_true", help="start also what will not fit into memory")
     parser.set_defaults(run=run)
@@ -73,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     folder = _good_files(args)
     training, validation = folder.split(args.validation, seed=args.seed) if args.validation else (folder, folder[:0])
     model = _first_model(args).to(pick_device(args.device))
+    bar = _Bar()
     print(_counts("to train on", training) + "; " + _counts("to validate", validation), flush=True)
     try:
         history = fit(
@@ -86,12 +98,45 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=args.checkpoint,
             seed=args.seed,
             check_memory=not args.ignore_memory,
+            skip_bad=args.skip_bad,
+            deterministic=args.deterministic,
+            watch=bar,
         )
-    except MemoryError as error:
-        raise MemoryError(str(error).replace("fit(..., check_memory=False)", "--ignore-memory")) from error
+    except Exception as error:
+        if bar.n_new:
+            save_weights(model, args.output)
+            print(f"Wrote {args.output}: the best weights of {counted(bar.step, 'step')}.", file=sys.stderr)
+        if isinstance(error, MemoryError):
+            raise MemoryError(_as_options(str(error))) from error
+        raise
     save_weights(model, args.output)
     print(f"Wrote {args.output}: {_result(history, args.target, args.n_steps)}")
     return 130 if history.interrupted else 0
+
+
+class _Bar(ProgressBar):
+    """The bar of :func:`fit`, which remembers how far the run got."""
+
+    step = n_new = 0
+
+    def __call__(self, progress: Progress) -> None:
+        self.step, self.n_new = progress.step, progress.n_new
+        super().__call__(progress)
+
+
+def _as_options(said: str) -> str:
+    """Return a message of the library with what is to be typed here."""
+    typed = {"fit(..., check_memory=False)": "--ignore-memory", 'model.block_shape = "auto"': "--block-shape auto"}
+    for here, there in typed.items():
+        said = said.replace(here, there)
+    return said
+
+
+def _block_shape(args: argparse.Namespace) -> Shape3 | Literal["auto"]:
+    if args.block_shape == ["auto"]:
+        return "auto"
+    sizes = [int(size) if str(size).isdecimal() else size for size in args.block_shape or BLOCK_SHAPE]
+    return check_shape3(sizes, "block_shape")
 
 
 def _learning_rate(args: argparse.Namespace) -> float:
@@ -113,12 +158,14 @@ def _good_files(args: argparse.Namespace) -> ScanFolder:
 
 
 def _first_model(args: argparse.Namespace) -> UnrolledNetwork:
+    block = _block_shape(args)
     if args.new is None:
-        return find_model(args.weights, args.block_shape)
+        model = find_model(args.weights, None)
+        model.block_shape = block
+        return model
     if args.weights is not None:
         raise ValueError("--new starts from no weights and --weights from some: leave one of them out.")
     n_unrolls, n_channels = args.new
-    block = check_shape3(args.block_shape or BLOCK_SHAPE, "block_shape")
     torch.manual_seed(args.seed)
     network = ResidualCNN(n_channels, 5, downsample=2, sees_gradient=True)
     return UnrolledNetwork(network, n_unrolls, shared_weights=False, block_shape=block)

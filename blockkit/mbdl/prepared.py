@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,12 +11,17 @@ from blockkit.data.folder import ScanFolder
 from blockkit.data.scan import Scan
 from blockkit.mbdl.data_consistency import DataTerm, prepare
 from blockkit.mbdl.held_out import HeldOut
+from blockkit.mbdl.shortage import is_out_of_memory
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
-CACHE_SHARE = 0.4  # of the machine's memory
+CACHE_SHARE = 0.4  # of the memory of the machine, or of the GPU
 
 Prepared = tuple[DataTerm, Tensor | HeldOut]
 Check = Callable[[Scan], None]
+
+
+class BadScanError(ValueError):
+    """A scan that cannot be trained on; the message names it, and says why."""
 
 
 class PreparedScans(Sequence[Prepared]):
@@ -30,7 +36,7 @@ class PreparedScans(Sequence[Prepared]):
         self.name, self.scans, self.data_term = name, scans, model.data_term
         self.check, self.checked = check, 0
         self.device = model.step_size.device
-        self.most_bytes = CACHE_SHARE * _machine_bytes()
+        self.most_bytes: float = CACHE_SHARE * _memory_of(self.device)
         self.kept: dict[tuple[int, int], Prepared] = {}
         self.n_bytes = 0
 
@@ -48,18 +54,26 @@ class PreparedScans(Sequence[Prepared]):
         key = i, self.variant(i, epoch)
         if key in self.kept:
             return self.kept[key]
-        scan = self.scans[i]
+        name = self.called(i)
+        with _named(name, "cannot be read", OSError, ValueError, KeyError, EOFError, RuntimeError):
+            scan = self.scans[i]
         if not isinstance(scan, Scan):
             raise TypeError(f"{self.name}[{i}] is a {type(scan).__name__}, expected a blockkit.Scan: load_scan(path).")
-        self.look_at(scan, self.called(i))
+        with _named(name, "cannot be used", ValueError):
+            self.look_at(scan, name)
         if self.check is not None and scan.maps.numel() > self.checked:  # larger than any before
             self.check(scan)
             self.checked = scan.maps.numel()
-        made, size = self.make(scan, *key)
+        with _named(name, "cannot be used", ValueError):
+            made, size = self.make(scan, *key)
         if self.n_bytes + size <= self.most_bytes:
             self.kept[key] = made
             self.n_bytes += size
         return made
+
+    def forget(self) -> None:
+        """Give back what is kept, and keep nothing from now on."""
+        self.kept, self.n_bytes, self.most_bytes = {}, 0, 0
 
     def called(self, i: int) -> str:
         """Return what messages call scan ``i``: with its file, where it has one."""
@@ -96,8 +110,23 @@ class PreparedScans(Sequence[Prepared]):
         return data
 
 
-def _machine_bytes() -> int:
-    """Return the bytes of memory of this machine, or 8 GiB where the system does not say."""
+@contextmanager
+def _named(name: str, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors of these types into one that names the scan."""
+    try:
+        yield
+    except errors as error:
+        if is_out_of_memory(error):
+            raise
+        file = name.partition(" (")[2].removesuffix(")")  # which many errors begin with
+        said = str(error).removeprefix(f"{file}: ").removeprefix(f"{file} ") or type(error).__name__
+        raise BadScanError(said if said.startswith(name) else f"{name} {what}: {said}") from error
+
+
+def _memory_of(device: torch.device) -> int:
+    """Return the bytes of memory of a GPU, or of this machine; 8 GiB where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

@@ -21,11 +21,14 @@ class History:
         held-out samples, the lowest is the best.
     interrupted
         True if the run was stopped before its last step.
+    skipped
+        ``(step, why)`` of each scan that was passed over, with ``skip_bad``, and the steps done before.
     """
 
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     interrupted: bool = False
+    skipped: list[tuple[int, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

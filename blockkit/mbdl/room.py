@@ -1,4 +1,4 @@
-"""Refuse to start what will not fit into the memory that is free."""
+"""Refuse to start what will not fit into the memory that is free, and find the block with which it would."""
 
 import copy
 import math
@@ -6,14 +6,23 @@ from math import prod
 
 import torch
 
+from blockkit.blockwise.reach import reach
 from blockkit.blockwise.resident import free_bytes
+from blockkit.checks import Shape3
 from blockkit.data.scan import Scan
 from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import Case, predict_run, scratch_rate
-from blockkit.mbdl.planner import largest_block
+from blockkit.mbdl.networks import n_inputs
+from blockkit.mbdl.planner import candidates, largest_block
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
 TENSORS_A_CHANNEL = 16  # of 4 bytes, that naive backprop keeps at most for an output channel of a kernel, in a voxel
+SHARE_TO_TAKE = 0.8  # of the free memory, by a block that is chosen here: beyond it a system may end the process
+USUAL_BLOCK = (64, 64, 64)  # where it is not known how much is free
+
+
+class NoRoomError(MemoryError):
+    """A run is predicted to take more memory than is free: nothing was taken yet."""
 
 
 def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: str, share_held_out: float = 0.0) -> None:
@@ -35,35 +44,84 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
 
     Raises
     ------
-    MemoryError
+    NoRoomError
         With what is needed, what is free, and the block with which it would fit.
     """
     device = model.step_size.device
     free = free_bytes(device)
-    bounded = model.recompute or model.block_shape is None or not training  # else each halo is kept too
-    if free is None or (bounded and prod(scan.image_shape) * _most_bytes_a_voxel(model) < free):
+    if free is None or _is_small(model, scan, free, training=training):
         return  # no need of a trace, which takes seconds
-    rate = _scratch_rate(model, device, training=training)
-    n_samples = scan.kspace.shape[1]
-    n_held_out = math.ceil(share_held_out * n_samples)
-    case = Case(
-        scan.image_shape,
-        scan.n_coils,
-        n_samples,
-        training,
-        n_held_out=n_held_out,
-        off_resonance=scan.field_map is not None,
-        scratch_rate=rate,
-    )
+    case = _case(model, scan, training=training, share_held_out=share_held_out)
     loaded = _loaded(model, case)
     needed = predict_run(model, case).bytes - loaded
     if needed <= free:
         return
     what = "A training step" if training else "The reconstruction"
-    blocks = "whole volumes" if model.block_shape is None else f"blocks of {model.block_shape}"
-    raise MemoryError(
-        f"{what} by {blocks} takes {needed / GIB:.3g} GiB beside scan and weights, and {free / GIB:.3g} GiB are free "
-        f"on {device}. {_what_would_fit(model, case, free + loaded)}To start all the same: {unless}."
+    raise NoRoomError(
+        f"{what} by {blocks_in_words(model)} takes {needed / GIB:.3g} GiB beside scan and weights, and "
+        f"{free / GIB:.3g} GiB are free on {device}. {_what_would_fit(model, case, free + loaded)}"
+        f"To start all the same: {unless}."
+    )
+
+
+def largest_fitting(model: UnrolledNetwork, scan: Scan, share_held_out: float = 0.0) -> Shape3:
+    """Return the largest block with which a training step fits into :data:`SHARE_TO_TAKE` of what is free.
+
+    If none does, the smallest. The model's own block does not count. Raises ValueError if its network cannot be run in
+    exact blocks.
+    """
+    free = free_bytes(model.step_size.device)
+    whole = _candidates(model, scan.image_shape)[0]
+    if free is None:
+        return USUAL_BLOCK
+    if _is_small(model, scan, SHARE_TO_TAKE * free, training=True):
+        return whole
+    case = _case(model, scan, training=True, share_held_out=share_held_out)
+    return largest_block(model, case, SHARE_TO_TAKE * free + _loaded(model, case))[0]
+
+
+def smaller_block(model: UnrolledNetwork, image_shape: Shape3) -> Shape3 | None:
+    """Return the largest block with at most half the voxels of the model's, or None if there is none."""
+    now = image_shape if model.block_shape is None else map(min, model.block_shape, image_shape)
+    most = prod(now) / 2
+    return next((block for block in _candidates(model, image_shape) if prod(block) <= most), None)
+
+
+def say_what_would_fit(model: UnrolledNetwork, scan: Scan, share_held_out: float = 0.0) -> str:
+    """Return a sentence with the block to take after a training step ran out of memory; empty if nothing is known."""
+    free = free_bytes(model.step_size.device)
+    if free is None:
+        return ""
+    case = _case(model, scan, training=True, share_held_out=share_held_out)
+    return _what_would_fit(model, case, free + _loaded(model, case), failed=True)
+
+
+def blocks_in_words(model: UnrolledNetwork) -> str:
+    """Return what a message calls the model's blocks."""
+    return "whole volumes" if model.block_shape is None else f"blocks of {model.block_shape}"
+
+
+def _candidates(model: UnrolledNetwork, image_shape: Shape3) -> list[Shape3]:
+    network = model.regularizers[0]
+    return candidates(image_shape, reach(network, n_channels=n_inputs(network)).stride)
+
+
+def _is_small(model: UnrolledNetwork, scan: Scan, free: float, *, training: bool) -> bool:
+    """Tell by a bound from above that a run fits."""
+    bounded = model.recompute or model.block_shape is None or not training  # else each halo is kept too
+    return bounded and prod(scan.image_shape) * _most_bytes_a_voxel(model) < free
+
+
+def _case(model: UnrolledNetwork, scan: Scan, *, training: bool, share_held_out: float) -> Case:
+    n_samples = scan.kspace.shape[1]
+    return Case(
+        scan.image_shape,
+        scan.n_coils,
+        n_samples,
+        training,
+        n_held_out=math.ceil(share_held_out * n_samples),
+        off_resonance=scan.field_map is not None,
+        scratch_rate=_scratch_rate(model, model.step_size.device, training=training),
     )
 
 
@@ -86,16 +144,20 @@ def _loaded(model: UnrolledNetwork, case: Case) -> int:
     return maps + kspace + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _what_would_fit(model: UnrolledNetwork, case: Case, budget: float) -> str:
+def _what_would_fit(model: UnrolledNetwork, case: Case, budget: float, *, failed: bool = False) -> str:
+    """Say which block would fit; ``failed``: with at most half the voxels of the model's, which did not."""
     keeps = case.training and not model.recompute
-    if keeps:
-        model = copy.copy(model)
-        model.recompute = True
+    model, before = copy.copy(model), model
+    model.recompute = model.recompute or keeps
     try:
         block, peak = largest_block(model, case, budget)
+        below = smaller_block(before, case.image_shape) if failed and not keeps else block
     except ValueError:  # a network that cannot be run in exact blocks
         return ""
-    if peak.bytes > budget:
+    if below is not None and prod(below) < prod(block):
+        model.block_shape = block = below
+        peak = predict_run(model, case)
+    if peak.bytes > budget or below is None:
         return "No block is small enough. " + ('Try offload="disk". ' if case.training and not model.offload else "")
     needed = (peak.bytes - _loaded(model, case)) / GIB
     first = "model.recompute = True and " if keeps else ""

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class UnrolledNetwork(nn.Module):
     block_shape
         Block ``(z, y, x)`` in voxels: the regularizer sees one batch of blocks at a time and recomputes it for
         backward, which ties memory to the block. None is naive backprop. Same loss and same gradients either way.
+        ``"auto"`` is for :func:`~blockkit.mbdl.training.fit`, which puts the largest block in its place that fits.
     shared_weights
         True: one regularizer for all unrolls. False: each unroll has its own copy.
     data_term
@@ -74,7 +76,7 @@ class UnrolledNetwork(nn.Module):
         regularizer: nn.Module,
         n_unrolls: int = 6,
         *,
-        block_shape: tuple[int, int, int] | None = None,
+        block_shape: tuple[int, int, int] | Literal["auto"] | None = None,
         shared_weights: bool = True,
         data_term: str = "density",
         offload: str | None = None,
@@ -92,7 +94,8 @@ class UnrolledNetwork(nn.Module):
         if n_inputs(regularizer) == 4 and data_term == "cg":
             raise ValueError("data_term is 'cg', which has no gradient for the regularizer to see: use 'density'.")
         self.n_unrolls = check_count(n_unrolls, "n_unrolls")
-        self.block_shape, self.offload, self.recompute = block_shape, offload, recompute
+        self.block_shape: Any = block_shape  # three numbers or None, wherever something runs
+        self.offload, self.recompute = offload, recompute
         self.shared_weights, self.data_term = shared_weights, data_term
         copies = [] if shared_weights else [copy.deepcopy(regularizer) for _ in range(n_unrolls - 1)]
         self.regularizers = nn.ModuleList([regularizer, *copies])

@@ -1,6 +1,8 @@
 """Weights files: safetensors with the model's description inside. Nothing in such a file is ever executed."""
 
+import contextlib
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
 SHIPPED = "pulmonary_mbdl.safetensors"
+TRAINING_FORMAT = "blockkit-training-1"  # of a checkpoint of fit: its best weights are those of a model
 _FORMAT = "blockkit-model-1"
 _RESIDUAL_CNN = ("n_channels", "n_layers", "downsample", "sees_gradient")
 
@@ -46,7 +49,8 @@ def load_model(path: str | Path, *, regularizer: nn.Module | None = None) -> Unr
     Parameters
     ----------
     path
-        A file written by :func:`save_weights`.
+        A file written by :func:`save_weights`; or a checkpoint of :func:`~blockkit.mbdl.training.fit`, also of a run
+        that goes on or was cut off: then the weights with the best score so far, or the last ones if none were scored.
     regularizer
         Needed if the file's regularizer is not a :class:`ResidualCNN`: an instance of the same architecture.
 
@@ -65,12 +69,15 @@ def load_model(path: str | Path, *, regularizer: nn.Module | None = None) -> Unr
     3
     """
     tensors, metadata = read_tensors(path)
-    if metadata.get("format") != _FORMAT or "model" not in metadata:
+    key = {_FORMAT: "model", TRAINING_FORMAT: "run"}.get(metadata.get("format", ""))
+    if key not in metadata:
         raise ValueError(f"{path} holds tensors but no blockkit model. Expected a file made by blockkit.save_weights.")
+    if key == "run":
+        tensors = below(tensors, "best.") or below(tensors, "model.")
     for name, value in tensors.items():
         check_finite(value, f"{path}: {name}")
     n_values = sum(value.numel() for value in tensors.values())
-    description = _read_description(metadata["model"], n_values, path)
+    description = _read_description(metadata[key], n_values, path)
     with torch.device("meta"):  # first without memory, of which a damaged size could take any amount
         _check_fit(_build(description, regularizer, path), tensors, path)
     model = _build(description, regularizer, path)
@@ -106,14 +113,38 @@ def describe(model: UnrolledNetwork) -> dict[str, object]:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside ``path`` and rename it, so that a crash leaves the old file whole."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
+    """Write a safetensors file beside ``path`` and rename it, so that a crash leaves a whole file: old or new.
+
+    The file is on the disk before it is renamed, so this holds for a power cut too. If ``path`` is a symbolic link, the
+    file that it leads to is replaced, and the link stays.
+    """
+    target = Path(os.path.realpath(path))
+    beside = target.with_name(target.name + ".part")
     try:
-        beside.write_bytes(save(tensors, metadata))
-        beside.replace(path)
+        with beside.open("wb") as file:
+            file.write(save(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk, on systems that can."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -53,7 +53,11 @@ class Engine(ABC):
 
 
 class Finufft(Engine):
-    """finufft on the CPU: one plan for each precision, made for the current number of threads, runs both ways."""
+    """finufft on the CPU: one plan for each precision, made for the current number of threads, runs both ways.
+
+    On several threads the last bits of its adjoint differ from run to run, so it takes one thread while
+    :func:`torch.use_deterministic_algorithms` is in force.
+    """
 
     name, outside_torch = "finufft", True
 
@@ -68,7 +72,8 @@ class Finufft(Engine):
             self._plan(image.dtype).execute_adjoint(kspace.numpy(), out=image.numpy())
 
     def _plan(self, dtype: torch.dtype) -> Any:
-        return self._cached(("both", dtype, torch.get_num_threads()), self._make)
+        n_threads = 1 if torch.are_deterministic_algorithms_enabled() else torch.get_num_threads()
+        return self._cached(("both", dtype, n_threads), self._make)
 
     def _make(self, _: str, dtype: torch.dtype, n_threads: int) -> Any:
         settings = _settings(dtype, self.tolerance)

@@ -8,7 +8,8 @@ import torch
 from blockkit.data.scan import Scan
 from blockkit.mbdl.loss import relative_error
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.training import _Run, fit
+from blockkit.mbdl.run import Run
+from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.sense import Encoding
@@ -151,17 +152,17 @@ def test_a_reference_of_zeros_is_named():
 
 
 def test_a_run_that_fails_leaves_the_best_weights_in_the_model(monkeypatch):
-    train_step, kept = _Run.train_step, []
+    train_step, kept = Run.train_step, []
 
-    def fail_at_the_sixth(run, data, reference):
+    def fail_at_the_sixth(run, data, reference, name):
         if run.step < 5:
-            return train_step(run, data, reference)
+            return train_step(run, data, reference, name)
         kept.append({name: value.clone() for name, value in run.best.items()})
         with torch.no_grad():
             run.model.step_size.fill_(torch.nan)
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(_Run, "train_step", fail_at_the_sixth)
+    monkeypatch.setattr(Run, "train_step", fail_at_the_sixth)
     model = make_model()
     with pytest.raises(OSError, match="the disk is gone"):
         fit(model, SCANS, validation=SCANS[:1], n_steps=9)
@@ -259,10 +260,10 @@ def test_a_watcher_of_a_resumed_run_knows_what_was_done_before(tmp_path):
 
 
 def test_a_watcher_is_told_of_the_end_also_if_the_run_fails(monkeypatch):
-    def fail(run, data, target):
+    def fail(run, data, target, name):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(_Run, "train_step", fail)
+    monkeypatch.setattr(Run, "train_step", fail)
     told = []
     with pytest.raises(OSError, match="the disk is gone"):
         fit(make_model(), SCANS, n_steps=8, watch=told.append)

@@ -1,0 +1,196 @@
+"""A training run: which scan comes next, a step on it, validation, and what happens when one of them fails."""
+
+import contextlib
+import math
+import time
+import warnings
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from blockkit.data.scan import Scan
+from blockkit.mbdl.augmentation import mirrored
+from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.determinism import drawn_from, generator
+from blockkit.mbdl.held_out import HeldOut
+from blockkit.mbdl.loss import training_loss
+from blockkit.mbdl.optimizer import KernelOptimizer
+from blockkit.mbdl.prepared import BadScanError, PreparedScans
+from blockkit.mbdl.progress import History, Progress, ProgressBar, Watch
+from blockkit.mbdl.room import NoRoomError, blocks_in_words, say_what_would_fit, smaller_block
+from blockkit.mbdl.shortage import with_room
+from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.mbdl.weights import describe
+from blockkit.metrics import psnr
+
+
+class Run:
+    """A training run: model, optimizer, position and history, all of which a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: UnrolledNetwork,
+        n_steps: int,
+        learning_rate: float,
+        seed: int,
+        n_scans: int,
+        augment: bool,
+        target: str,
+    ) -> None:
+        self.model, self.n_steps, self.seed, self.n_scans = model, n_steps, seed, n_scans
+        self.augment, self.target = augment, target
+        self.optimizer = KernelOptimizer(model.parameters(), learning_rate, self._rate)
+        self.best: dict[str, Tensor] = {}
+        self.history = History()
+        self.watch: Watch = ProgressBar()
+        self.began: tuple[float, int] | None = None  # when this call's first step began, and the steps before it
+        self.skip_bad, self.n_bad_in_a_row = False, 0
+        self.automatic_block = False  # whether a smaller block may be taken
+        self.prepared: tuple[PreparedScans, ...] = ()  # that can be forgotten to make room
+        self.whole = True  # False while the weights are being changed
+
+    def tell(self, image: Tensor | None = None, reference: Tensor | None = None, *, ended: bool = False) -> None:
+        """Tell the watcher how the run stands."""
+        self.began = self.began or (time.perf_counter(), self.step)
+        seconds, n_new = time.perf_counter() - self.began[0], self.step - self.began[1]
+        score = "relative L2 error, held out" if self.target == "self" else "PSNR (dB)"
+        self.watch(Progress(self.step, self.n_steps, n_new, seconds, self.history, image, reference, score, ended))
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.history.losses)
+
+    @property
+    def position(self) -> int:
+        """Scans that were had, those passed over included."""
+        return self.step + len(self.history.skipped)
+
+    @property
+    def ends_pass(self) -> bool:
+        """Whether a pass over the scans, or the run, is complete."""
+        return self.position % self.n_scans == 0 or self.step == self.n_steps
+
+    @property
+    def lacks_validation(self) -> bool:
+        """Whether the run was cut off after the last step of a pass, before its validation."""
+        return self.step > 0 and self.ends_pass and self.step not in dict(self.history.validation)
+
+    def _rate(self, step: int) -> float:
+        """Rise over the first twentieth, then fall to a hundredth by half a cosine."""
+        rise = min(1.0, (step + 1) / max(1, self.n_steps // 20))
+        return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.n_steps))))
+
+    def next_scan(self) -> tuple[int, int]:
+        """Return the number of the next step's scan, and of the pass over the scans."""
+        epoch, place = divmod(self.position, self.n_scans)
+        return int(torch.randperm(self.n_scans, generator=generator(self.seed, epoch, 0))[place]), epoch
+
+    def take_step(self, scans: PreparedScans) -> None:
+        """Train on the next scan; or pass it over, if it is bad and that was asked for."""
+        i, epoch = self.next_scan()
+        try:
+            with_room(lambda: self.train_step(*scans.get(i, epoch), scans.called(i)), partial(self.make_room, scans, i))
+        except BadScanError as error:
+            self.n_bad_in_a_row += 1
+            if not self.skip_bad or self.n_bad_in_a_row == self.n_scans:  # not one is good
+                raise
+            warnings.warn(f"Passed over: {error}", RuntimeWarning, stacklevel=4)
+            self.history.skipped.append((self.step, str(error)))
+        else:
+            self.n_bad_in_a_row = 0
+
+    def train_step(self, data: DataTerm, target: Tensor | HeldOut, name: str) -> float:
+        """Change the weights by one step on a scan; if it raises BadScanError, they are as before."""
+        if self.augment:
+            data, target = mirrored(data, target, generator(self.seed, self.step, 1))
+        self.model.train()
+        self.model.zero_grad(set_to_none=True)
+        with drawn_from(self.seed, self.step, self.model.step_size.device):
+            loss, error = training_loss(self.model, data, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+        value, size = float(error), float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        if not math.isfinite(value) or not math.isfinite(size):
+            what = f"a loss of {value}" if not math.isfinite(value) else f"gradients of size {size}"
+            raise BadScanError(
+                f"{name} gives {what} at step {self.step + 1}, expected a finite number. The weights are those before "
+                "this step. If every scan does so: lower learning_rate?"
+            )
+        self.whole = False
+        self.optimizer.step()
+        self.history.losses.append(value)
+        self.whole = True
+        torch.clear_autocast_cache()  # or a surrounding autocast goes on with the weights of the step before
+        return value
+
+    @torch.no_grad()
+    def validate(self, scans: PreparedScans) -> None:
+        """Score the weights, and keep them if they are the best."""
+        self.model.eval()
+        scores, first = [], None
+        for i in range(len(scans)):
+            try:
+                image, data, target = with_room(partial(self._image, scans, i), partial(self.make_room, scans, i))
+            except BadScanError as error:
+                if not self.skip_bad:
+                    raise
+                warnings.warn(f"The validation after step {self.step} is left out: {error}", RuntimeWarning, 4)
+                return
+            scores.append(self.score(image, data, target))
+            first = (image, target) if first is None else first
+        if first is None:
+            return
+        score = sum(scores) / len(scans)
+        sign = -1 if self.target == "self" else 1
+        if sign * score > max((sign * value for _, value in self.history.validation), default=-math.inf):
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.history.validation.append((self.step, score))
+        self.tell(first[0], None if isinstance(first[1], HeldOut) else first[1])
+
+    def _image(self, scans: PreparedScans, i: int) -> tuple[Tensor, DataTerm, Tensor | HeldOut]:
+        data, target = scans[i]
+        return self.model.unroll(data), data, target
+
+    def score(self, image: Tensor, data: DataTerm, target: Tensor | HeldOut) -> float:
+        """Return the error on held-out samples, which is to be low, or the PSNR, which is to be high."""
+        if isinstance(target, HeldOut):
+            return float(target.relative_error(image / data.scale))
+        return psnr(image, target)
+
+    def make_room(self, scans: PreparedScans, i: int, said: str, foreseen: bool) -> None:
+        """Make room after memory ran out on a scan, or raise: forget prepared scans first, then take smaller blocks."""
+        self.model.zero_grad(set_to_none=True)
+        where = f"Out of memory after step {self.step}, on {scans.called(i)}, by {blocks_in_words(self.model)}"
+        if not self.whole:
+            raise MemoryError(f"{where}, while the weights were being changed ({said}): resume from the checkpoint.")
+        if any(prepared.kept for prepared in self.prepared):
+            for prepared in self.prepared:
+                prepared.forget()
+            return
+        if foreseen:
+            raise NoRoomError(said)
+        scan: Scan | None = None
+        with contextlib.suppress(OSError, ValueError):
+            scan = scans.scans[i]
+        block = smaller_block(self.model, scan.image_shape) if scan is not None and self.automatic_block else None
+        if block is not None:
+            warnings.warn(f"{where}: going on by blocks of {block}.", RuntimeWarning, stacklevel=6)
+            self.model.block_shape = block
+            return
+        advice = "" if scan is None else say_what_would_fit(self.model, scan, scans.share_held_out)
+        if not self.automatic_block:
+            advice += 'Or write model.block_shape = "auto", and smaller blocks are taken when memory runs out. '
+        raise MemoryError(f"{where} ({said}). {advice}The weights are those of step {self.step}.")
+
+    def keep_best(self) -> None:
+        """Put the weights with the best score into the model, if any were scored."""
+        if self.best:
+            self.model.load_state_dict(self.best)
+        self.model.eval()
+
+    def identity(self) -> dict[str, object]:
+        """Say what must be alike for a run to go on from a checkpoint, in plain JSON types."""
+        rates = {"learning_rate": self.optimizer.learning_rate, "n_steps": self.n_steps}
+        drawn = {"seed": self.seed, "n_scans": self.n_scans, "augment": self.augment}
+        return describe(self.model) | rates | drawn | {"target": self.target}

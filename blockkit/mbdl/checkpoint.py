@@ -39,11 +39,11 @@ class Checkpoint:
     def save_if_due(self, *, now: bool) -> None:
         """Write the file if that is wanted ``now``, or :data:`SAVE_SECONDS` after it was last tried.
 
-        Nothing is written if nothing has changed, or if a step was cut off while it changed the weights. A file that
-        cannot be written is no reason to lose a run: there is a warning, the old file stays, and the run goes on.
+        Nothing is written if nothing has changed. A file that cannot be written is no reason to lose a run: there is a
+        warning, the old file stays, and the run goes on.
         """
         state = self.run.position, len(self.run.history.validation)
-        if self.path is None or state == self.saved or not self.run.whole:
+        if self.path is None or state == self.saved:
             return
         if not now and time.monotonic() - self.tried < SAVE_SECONDS:
             return

@@ -32,9 +32,9 @@ class KernelOptimizer:
     def __init__(
         self, parameters: Iterable[nn.Parameter], learning_rate: float, schedule: Callable[[int], float]
     ) -> None:
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        self.kernels = [parameter for parameter in trained if self.is_kernel(parameter)]
-        others = [parameter for parameter in trained if not self.is_kernel(parameter)]
+        self.trained = [parameter for parameter in parameters if parameter.requires_grad]
+        self.kernels = [parameter for parameter in self.trained if self.is_kernel(parameter)]
+        others = [parameter for parameter in self.trained if not self.is_kernel(parameter)]
         # Muon takes matrices alone: these are the kernels' other face, and share their memory where it is contiguous
         self.matrices = [nn.Parameter(_as_matrix(kernel)) for kernel in self.kernels]
         self.learning_rate, self.schedule, self.n_steps = learning_rate, schedule, 0
@@ -50,7 +50,19 @@ class KernelOptimizer:
         return parameter.ndim > 1 and not parameter.is_complex()
 
     def step(self) -> None:
-        """Take a step along the gradients that the parameters hold."""
+        """Take a step along the gradients that the parameters hold; if it fails, all is as it was before."""
+        values = [parameter.detach().clone() for parameter in self.trained]
+        state = {name: value.clone() for name, value in self.state().items()}
+        try:
+            self._step()
+        except BaseException:
+            for parameter, value in zip(self.trained, values, strict=True):
+                parameter.data.copy_(value)
+            self.load(state, self.n_steps)
+            raise
+        self.n_steps += 1
+
+    def _step(self) -> None:
         for matrix, kernel in zip(self.matrices, self.kernels, strict=True):
             matrix.data = _as_matrix(kernel)
             matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad)
@@ -62,7 +74,6 @@ class KernelOptimizer:
             matrix.grad = None
             if matrix.untyped_storage()._cdata != kernel.untyped_storage()._cdata:
                 kernel.data.copy_(matrix.detach().view(kernel.shape))
-        self.n_steps += 1
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a resumed run needs, but the number of steps, by name."""

@@ -48,7 +48,6 @@ class Run:
         self.skip_bad, self.n_bad_in_a_row = False, 0
         self.automatic_block = False  # whether a smaller block may be taken
         self.prepared: tuple[PreparedScans, ...] = ()  # that can be forgotten to make room
-        self.whole = True  # False while the weights are being changed
 
     def tell(self, image: Tensor | None = None, reference: Tensor | None = None, *, ended: bool = False) -> None:
         """Tell the watcher how the run stands."""
@@ -102,7 +101,7 @@ class Run:
             self.n_bad_in_a_row = 0
 
     def train_step(self, data: DataTerm, target: Tensor | HeldOut, name: str) -> float:
-        """Change the weights by one step on a scan; if it raises BadScanError, they are as before."""
+        """Change the weights by one step on a scan; if it fails, they are as before."""
         if self.augment:
             data, target = mirrored(data, target, generator(self.seed, self.step, 1))
         self.model.train()
@@ -117,10 +116,8 @@ class Run:
                 f"{name} gives {what} at step {self.step + 1}, expected a finite number. The weights are those before "
                 "this step. If every scan does so: lower learning_rate?"
             )
-        self.whole = False
         self.optimizer.step()
         self.history.losses.append(value)
-        self.whole = True
         torch.clear_autocast_cache()  # or a surrounding autocast goes on with the weights of the step before
         return value
 
@@ -162,8 +159,6 @@ class Run:
         """Make room after memory ran out on a scan, or raise: forget prepared scans first, then take smaller blocks."""
         self.model.zero_grad(set_to_none=True)
         where = f"Out of memory after step {self.step}, on {scans.called(i)}, by {blocks_in_words(self.model)}"
-        if not self.whole:
-            raise MemoryError(f"{where}, while the weights were being changed ({said}): resume from the checkpoint.")
         if any(prepared.kept for prepared in self.prepared):
             for prepared in self.prepared:
                 prepared.forget()

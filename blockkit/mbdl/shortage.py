@@ -1,6 +1,7 @@
 """What is done when memory runs out all the same: tell it from other errors, make room, and try again."""
 
 import gc
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,14 +11,17 @@ from blockkit.blockwise.resident import give_back_heap
 from blockkit.mbdl.room import NoRoomError
 
 T = TypeVar("T")
-_SIGNS = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "malloc")
+_SIGNS = re.compile(
+    "allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED|malloc"
+    "|could not create a (memory|primitive$)"  # oneDNN: without room for its code or its scratch
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out, on the CPU or a GPU: torch, CUDA's libraries and finufft have their own words."""
+    """Tell whether memory ran out, on the CPU or a GPU: torch and each library have their own words."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and _SIGNS.search(str(error)) is not None
 
 
 def with_room(action: Callable[[], T], make_room: Callable[[str, bool], None]) -> T:

@@ -10,7 +10,7 @@ import torch
 from blockkit.cli import main, train
 from blockkit.data.folder import ScanFolder
 from blockkit.data.scan import Scan
-from blockkit.mbdl import room
+from blockkit.mbdl import prepared, room
 from blockkit.mbdl.training import fit
 from blockkit.mbdl.weights import load_model
 from tests.cli.small import make_folder, make_scan, make_weights, said, written
@@ -125,6 +125,7 @@ def test_bad_files_are_refused_by_name_or_left_out(
         (["--subject", "("], "regular expression"),
         (["--pattern", "*.mat"], "No file in"),
         (["--block-shape", "0", "8", "8"], "block_shape"),
+        (["--block-shape", "automatic"], "block_shape"),
         (["-o", "new.txt"], "ends in .safetensors"),
         (["-o", "nowhere/new.safetensors"], "no folder"),
         (["-o", "start.safetensors", "--weights", "start.safetensors"], "is the input"),
@@ -157,3 +158,34 @@ def test_what_will_not_fit_into_memory_says_what_to_type_here(
     assert main(command) == 2
     assert "To start all the same: --ignore-memory.\n" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_a_run_that_fails_writes_what_it_learned_and_says_why(
+    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class FailsLater(ScanFolder):
+        n_reads = 0
+
+        def __getitem__(self, i):  # type: ignore[no-untyped-def]
+            type(self).n_reads += isinstance(i, int)
+            if self.n_reads == 3:
+                raise OSError("the disk is gone")
+            return super().__getitem__(i)
+
+    monkeypatch.setattr(train, "ScanFolder", FailsLater)
+    monkeypatch.setattr(prepared, "CACHE_SHARE", 0.0)
+    output = folder.parent / "new.safetensors"
+    command = ["train", str(folder), "-o", str(output), "--weights", str(weights), "--n-steps", "4"]
+    options = ["--validation", "0", "--block-shape", "auto", "--deterministic"]
+    assert main([*command, *options]) == 2
+    assert "Give the block" in said(capsys)
+    assert not output.exists()
+    FailsLater.n_reads = 0
+    assert main([*command, *options[:-1]]) == 2
+    message = capsys.readouterr().err
+    assert f"Wrote {output}: the best weights of 2 steps." in message
+    assert "cannot be read: the disk is gone" in message
+    assert load_model(output).n_unrolls == 2
+    FailsLater.n_reads = 0
+    with pytest.warns(RuntimeWarning, match="Passed over"):
+        assert main([*command, *options[:-1], "--skip-bad"]) == 0

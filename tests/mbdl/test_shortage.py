@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from blockkit.data.scan import Scan
 from blockkit.mbdl import room, unrolled
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.optimizer import KernelOptimizer
 from blockkit.mbdl.shortage import is_out_of_memory, with_room
 from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
-from blockkit.mbdl.weights import load_model
 from tests.mbdl.small_scans import make_scan
 
 SHAPE = (8, 8, 64)
@@ -39,7 +38,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]
 
     def apply(network, x, block_shape, **options):  # type: ignore[no-untyped-def]
         tried.append(block_shape)
-        if prod(block_shape) > 1300:
+        if prod(block_shape) > 1300 and not isinstance(x, FakeTensor):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
         return apply_blockwise(network, x, block_shape, **options)
 
@@ -53,7 +52,7 @@ def test_automatic_blocks_get_smaller_until_a_step_fits(
     expected = fit(make_model((8, 8, 16)), scans, n_steps=3).losses
     small_machine.clear()
     model = make_model("auto")
-    with pytest.warns(RuntimeWarning, match=r"after step 0, on scans\[\d\], by blocks of \(8, 8, 64\): going on by"):
+    with pytest.warns(RuntimeWarning, match=r"after step 0, on scans\[\d\], by blocks of \(8, 8, (64|32)\): going"):
         history = fit(model, scans, validation=scans[:1], n_steps=3)
     assert small_machine[:2] == [(8, 8, 64)] * 2  # the second without the validation scans that were kept
     assert model.block_shape == (8, 8, 16)
@@ -67,18 +66,21 @@ def test_a_block_of_ones_own_is_not_changed_and_the_message_says_what_would_fit(
     model = make_model((8, 8, 48))
     expected = (
         r"Out of memory after step 0, on scans\[\d\], by blocks of \(8, 8, 48\) \(CUDA out of memory\. Tried to "
-        r'allocate 2\.00 GiB\.\)\. With model\.block_shape = \(8, 8, 22\) it takes .* GiB\. Or write model\.block_shape '
-        r'= "auto", .* The weights are those of step 0'
+        r'allocate 2\.00 GiB\.\)\. With model\.block_shape = \(8, 8, 22\) it takes .* GiB\. Or write '
+        r'model\.block_shape = "auto", .* The weights are those of step 0'
     )  # fmt: skip
     with pytest.raises(MemoryError, match=expected):
         fit(model, scans, n_steps=3, checkpoint=tmp_path / "run")
     assert model.block_shape == (8, 8, 48)
 
 
+@pytest.mark.slow
 def test_if_the_smallest_automatic_block_is_too_large_the_run_stops_and_says_so(
     scans: list[Scan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail(network, x, *args, **options):  # type: ignore[no-untyped-def]
+        if isinstance(x, FakeTensor):
+            return apply_blockwise(network, x, *args, **options)
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
 
     monkeypatch.setattr(unrolled, "apply_blockwise", fail)
@@ -106,31 +108,26 @@ def test_kept_scans_are_given_back_before_anything_else(scans: list[Scan], monke
     assert model.block_shape == (8, 8, 16)
 
 
-def test_a_step_that_fails_while_it_changes_the_weights_is_not_tried_again_nor_saved(
-    scans: list[Scan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_step_that_fails_while_it_changes_the_weights_is_taken_back_and_tried_again(
+    scans: list[Scan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, path = KernelOptimizer.step, tmp_path / "run.safetensors"
+    whole, model = make_model(None), make_model(None)
+    expected = fit(whole, scans, n_steps=6)
+    step, calls = torch.optim.Adam.step, []
 
-    def fail_at_the_fourth(optimizer: KernelOptimizer) -> None:
-        step(optimizer)
-        if optimizer.n_steps == 4:
+    def fail_once(optimizer: torch.optim.Adam) -> None:
+        calls.append(step(optimizer))
+        if len(calls) == 4:
             raise MemoryError
 
-    monkeypatch.setattr(KernelOptimizer, "step", fail_at_the_fourth)
-    with pytest.raises(MemoryError, match="after step 3, .* while the weights were being changed"):
-        fit(make_model(None), scans, n_steps=6, checkpoint=path)
-    monkeypatch.undo()
-    after_two = make_model(None)
-    with pytest.raises(KeyboardInterrupt):
-        fit(after_two, scans, n_steps=6, watch=_interrupt_after_two)
-    assert torch.equal(load_model(path).step_size, after_two.step_size)
+    monkeypatch.setattr(torch.optim.Adam, "step", fail_once)
+    assert fit(model, scans, n_steps=6).losses == pytest.approx(expected.losses, rel=1e-6)
+    assert len(calls) == 7
+    for value, other in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
 
 
-def _interrupt_after_two(progress: object) -> None:
-    if progress.step == 2 and not progress.ended:  # type: ignore[attr-defined]
-        raise KeyboardInterrupt
-
-
+@pytest.mark.slow
 def test_the_automatic_block_is_the_largest_that_fits_and_never_grows(
     scans: list[Scan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +153,8 @@ def test_the_automatic_block_is_the_largest_that_fits_and_never_grows(
         (RuntimeError("FINUFFT general malloc failure"), True),
         (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), True),
         (RuntimeError("shape mismatch"), False),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a matmul"), False),
         (ValueError("out of memory"), False),
     ],
     ids=str,

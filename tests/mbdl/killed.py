@@ -15,8 +15,10 @@ from pathlib import Path
 
 import torch
 
+from blockkit.data.scan import Scan
 from blockkit.mbdl import checkpoint
 from blockkit.mbdl.networks import ResidualCNN
+from blockkit.mbdl.prepared import Prepared, PreparedScans
 from blockkit.mbdl.progress import History
 from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork
@@ -35,6 +37,18 @@ def train(path: Path) -> tuple[UnrolledNetwork, History]:
     return model, fit(model, SCANS, n_steps=N_STEPS, checkpoint=path, **options)
 
 
+def prepare_once() -> None:
+    """Let all children have the scans that the parent made ready, so that they are killed while they train."""
+    make, made = PreparedScans.make, {}
+
+    def take(scans: PreparedScans, scan: Scan, i: int, variant: int) -> tuple[Prepared, int]:
+        if id(scan) not in made:
+            made[id(scan)] = make(scans, scan, i, variant)
+        return made[id(scan)]
+
+    PreparedScans.make = take
+
+
 def fork(path: Path) -> int:
     """Train in a child, and return its number."""
     number = os.fork()
@@ -50,6 +64,7 @@ def main(folder: Path) -> None:
     """Kill, look, and print how many runs became complete and at how many different steps they were killed."""
     torch.set_num_threads(1)
     checkpoint.SAVE_SECONDS = 0.0
+    prepare_once()
     draw, path, n_complete, steps = random.Random(0), folder / "run.safetensors", 0, set()
     train(folder / "first.safetensors")  # loads what is loaded late
     begin = time.monotonic()

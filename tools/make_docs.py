@@ -36,7 +36,7 @@ PAGES = (
     "data_samples/README.md",
     "benchmarks/results/*.*",
 )
-LINKED = ("LICENSE",)
+LINKED = ("LICENSE", "CITATION.cff", ".devcontainer/devcontainer.json", "docs/images/*.png")
 WIDE = ".content { width: 58em; max-width: 100% } table.docutils { font-size: 80% }\n"  # for examples and tables
 INDEX = """\
 # blockkit {version}

@@ -56,7 +56,7 @@ class Finufft(Engine):
     """finufft on the CPU: one plan for each precision, made for the current number of threads, runs both ways.
 
     On several threads the last bits of its adjoint differ from run to run, so it takes one thread while
-    :func:`torch.use_deterministic_algorithms` is in force.
+    ``torch.use_deterministic_algorithms`` is in force.
     """
 
     name, outside_torch = "finufft", True

@@ -5,10 +5,14 @@ What has a target of its own in the Makefile runs only when its marker is asked 
 The tests are small and their processes many; on one thread a sum also has the same last bits every time.
 """
 
+import signal
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is in the background of a shell, and so children had it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 OWN_TARGETS = ("long", "mutation", "ui")

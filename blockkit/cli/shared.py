@@ -4,6 +4,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,7 +23,12 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 def add_command(commands: Commands, name: str, usage: str, summary: str, description: str) -> argparse.ArgumentParser:
     """Return the parser of a new command, which takes no abbreviated options."""
     return commands.add_parser(
-        name, usage=f"blockkit {name} {usage}", help=summary, description=description, allow_abbrev=False
+        name,
+        usage=f"blockkit {name} {usage}",
+        help=summary,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=32),
     )
 
 

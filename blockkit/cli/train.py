@@ -67,7 +67,7 @@ def add(commands: Commands) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="write it after each pass and every 5 minutes, and go on from it if it is there",
+        help="written every 5 minutes; the run goes on from it if it is there",
     )
     option("--seed", type=int, default=0, metavar="N", help="draws split, order and augmentation (default 0)")
     option("--deterministic", action="store_true", help="the same bits from the same seed, on the CPU")

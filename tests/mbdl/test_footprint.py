@@ -14,7 +14,7 @@ from blockkit.mbdl.footprint import Case, predict_run, scratch_rate
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SHAPES = {"cube": (64, 64, 64), "flat": (96, 40, 80)}
 MODELS = {

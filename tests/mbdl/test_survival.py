@@ -69,7 +69,7 @@ class Cut:
             raise RuntimeError("cut off")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_fifty_times_ends_with_the_bits_of_one_that_is_not(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.mbdl.killed", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -1,11 +1,8 @@
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
 from blockkit.blockwise.memory import measure_peak, predict_peak
-from blockkit.physics import maps as maps_module
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.linop import adjoint_error
 from blockkit.physics.maps import InterpolatedMaps
@@ -78,10 +75,6 @@ def test_memory_does_not_grow_with_the_number_of_coils():
         return peak.bytes
 
     assert peak(12) == peak(2)
-
-
-def test_the_example_in_the_docstring_runs():
-    assert doctest.testmod(maps_module) == (0, 2)
 
 
 def test_the_small_array_is_what_is_kept():

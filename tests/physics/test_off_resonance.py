@@ -1,6 +1,5 @@
 """Off-resonance by time segmentation, against the exact sum with the phase of every voxel at every time."""
 
-import doctest
 import math
 
 import pytest
@@ -14,7 +13,6 @@ from blockkit.data.phantom import pulmonary_phantom
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.metrics import nrmse
-from blockkit.physics import sense
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import NUFFT, DirectFourier
 from blockkit.physics.off_resonance import OffResonance
@@ -235,7 +233,3 @@ def test_other_operators_and_tolerances_are_refused():
         OffResonance(DirectFourier(TRAJECTORY, SHAPE), field(9.0), TIMES)
     with pytest.raises(ValueError, match=r"tolerance is 0\.5, expected"):
         OffResonance(NUFFT(TRAJECTORY, SHAPE), field(9.0), TIMES, tolerance=0.5)
-
-
-def test_the_example_shows_what_it_says():
-    assert doctest.testmod(sense) == (0, 5)

@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow long mutate ui ui-setup accept tour figures docs pictures bench bench-ui paper quality train ablate clean distclean
+.PHONY: help setup lab test check slow long mutate ui ui-setup accept tour figures docs pictures bench bench-ui soak paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -35,6 +35,7 @@ help:
 	@echo 'make figures    run the notebooks and write their numbered figures as SVG, with a page of them all, to build/figures/'
 	@echo 'make bench      memory, plans, NUFFT, ways to run a step, peers: tables in benchmarks/results/, half an hour'
 	@echo 'make bench-ui   both widgets, from key press to new picture in a browser, in ms: benchmarks/results/ui.md'
+	@echo 'make soak       10,000 training steps and 2,000 reconstructions: does memory, a count or the time of a step grow? 10 minutes'
 	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
 	@echo 'make quality    MBDL against tuned compressed sensing: quality, robustness, time; hours, goes on where it was stopped'
 	@echo 'make train      train the weights file that comes with blockkit anew'
@@ -108,6 +109,9 @@ bench: setup
 
 bench-ui: ui-setup
 	$(PY) benchmarks/ui.py
+
+soak: setup
+	$(PY) benchmarks/soak.py
 
 paper: setup
 	$(PY) benchmarks/paper_size.py

@@ -57,7 +57,7 @@ Sample = tuple[float, ...]  # the step, the values of MEASURES, processor second
 
 
 def slope(steps: Sequence[float], values: Sequence[float], left_out: float = 0.1) -> float:
-    """Return the median slope over all pairs of samples (Theil-Sen) after this part of the steps (ValueError if none)."""
+    """Return the median slope over all pairs of samples (Theil-Sen) after this part of the steps."""
     kept = [(n, value) for n, value in zip(steps, values, strict=True) if n > left_out * steps[-1]]
     slopes = [(value - earlier) / (n - m) for (m, earlier), (n, value) in combinations(kept, 2)]
     if not slopes:

@@ -110,6 +110,8 @@ def eigenvalue_bound(
     ------
     ValueError
         If ``normal`` gives NaN or infinity, or ``n_iterations`` is below 1.
+    TypeError
+        If ``n_iterations`` is not a whole number.
 
     References
     ----------
@@ -189,6 +191,8 @@ def fista(
     ------
     ValueError
         If a number is out of range, or the iteration diverges.
+    TypeError
+        If ``x0`` is not a tensor, or ``n_iterations`` not a whole number.
 
     References
     ----------
@@ -197,6 +201,7 @@ def fista(
     .. [2] O'Donoghue and Candes, "Adaptive restart for accelerated gradient schemes",
        Found. Comput. Math. 15:715-732, 2015.
     """
+    check_tensor(x0, "x0")
     _check_solver(x0, None, n_iterations, tolerance)
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size is {step_size}, expected a finite number above 0, at most 1 / Lipschitz constant.")

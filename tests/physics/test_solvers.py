@@ -225,6 +225,17 @@ def test_wrong_starts_and_steps_are_refused():
         conjugate_gradient(lambda v: v, b, x0=b[0])
     with pytest.raises(TypeError, match="b is a list"):
         conjugate_gradient(lambda v: v, [1.0])
-    for step_size in (0.0, -1.0, float("inf")):
+    for step_size in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="step_size is"):
             fista(*quadratic(b), b, step_size=step_size, n_iterations=3)
+    with pytest.raises(TypeError, match=r"x0 is a ndarray, expected a torch\.Tensor\. Write torch\.as_tensor\(x0\)"):
+        fista(*quadratic(b), b.numpy(), step_size=1.0, n_iterations=3)
+
+
+def test_a_bound_without_iterations_or_of_an_infinite_map_is_refused():
+    with pytest.raises(ValueError, match="n_iterations is 0, expected at least 1"):
+        eigenvalue_bound(lambda v: v, (2, 2, 2), n_iterations=0)
+    with pytest.raises(TypeError, match=r"n_iterations is 2\.5, expected a whole number"):
+        eigenvalue_bound(lambda v: v, (2, 2, 2), n_iterations=2.5)
+    with pytest.raises(ValueError, match="the largest eigenvalue is not finite"):
+        eigenvalue_bound(lambda v: v * 1e30 * 1e30, (2, 2, 2))

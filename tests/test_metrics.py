@@ -107,6 +107,19 @@ def test_a_scan_without_a_reference_is_said(metric):
 
 
 @pytest.mark.parametrize("metric", [nrmse, psnr, ssim])
+def test_an_image_that_is_missing_or_infinite_is_said_without_a_word_about_the_scan(metric):
+    r = complex_image((4, 5, 6))
+    with pytest.raises(TypeError, match=r"^image is None, expected a tensor or an array\.$"):
+        metric(None, r)
+    bad = r.numpy().copy()
+    bad[1:, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="image has 3 values that are NaN or infinite"):
+        metric(bad, r)
+    with pytest.raises(TypeError, match="mask has dtype uint8, expected bool"):
+        metric(r, r, mask=np.ones((4, 5, 6), np.uint8))
+
+
+@pytest.mark.parametrize("metric", [nrmse, psnr, ssim])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision_is_compared_as_it_is(metric, half):
     x, r = (complex_image((4, 5, 6), seed).abs().to(half) for seed in (0, 1))

@@ -114,6 +114,7 @@ def group_for_kspace(file):
     ("damage", "message"),
     [
         (lambda f: f.attrs.pop("format"), "attribute format is None"),
+        (lambda f: f.attrs.__setitem__("format", "other"), r"format is 'other', .*load_ismrmrd"),
         (lambda f: f.attrs.__setitem__("version", 9), "layout version 9, expected 1"),
         (lambda f: f.attrs.pop("voxel_size"), "no attribute voxel_size"),
         (lambda f: f.attrs.__setitem__("version", [1, 2]), "layout version"),
@@ -121,6 +122,11 @@ def group_for_kspace(file):
         (lambda f: f.attrs.__setitem__("voxel_size", "large"), "no attribute voxel_size of three"),
         (lambda f: f.pop("maps"), r"no dataset 'maps'\. It has: kspace, reference, trajectory"),
         (group_for_kspace, "no dataset 'kspace'"),
+        (lambda f: [f.pop(name) for name in list(f)], r"no dataset 'kspace'\. It has: none\."),
+        (lambda f: f.pop("reference") and f.create_group("reference"), "no dataset 'reference'"),
+        (lambda f: replace(f, "reference", np.ones((3, 4, 5), np.float32)), "reference has dtype float32"),
+        (lambda f: f.create_dataset("times", (7, 1), np.float32), r"times has shape \(7, 1\), expected \(sample\)"),
+        (lambda f: f.attrs.__setitem__("voxel_size", [1.0, np.inf, 1.0]), "three positive numbers"),
         (lambda f: replace(f, "kspace", np.ones((2, 7))), "kspace has dtype float64, expected complex64"),
         (lambda f: replace(f, "maps", np.ones((4, 5), np.complex64)), r"expected \(coil, z, y, x\)"),
         (lambda f: replace(f, "kspace", np.ones((2, 6), np.complex64)), "6 samples, and trajectory 7"),
@@ -254,9 +260,14 @@ def test_nifti_can_hold_the_complex_image(tmp_path):
         ({"image": torch.ones(3, 4, dtype=torch.complex64)}, ValueError, r"pass image\[None\]"),
         ({"image": torch.ones(3, 4, 5)}, TypeError, "expected torch.complex64"),
         ({"image": torch.full((2, 2, 2), torch.nan + 0j)}, ValueError, "NaN"),
+        ({"image": np.ones((2, 3, 4), np.complex64)}, TypeError, r"Write torch\.as_tensor\(image\)"),
         ({"voxel_size": (1, 0, 1)}, ValueError, "three positive numbers"),
+        ({"voxel_size": (1, 1)}, ValueError, "three positive numbers"),
+        ({"voxel_size": (1, 1, float("inf"))}, ValueError, "three positive numbers"),
+        ({"voxel_size": "large"}, ValueError, "three positive numbers"),
         ({"kind": "phase"}, ValueError, "expected 'magnitude' or 'complex'"),
         ({"path": "image.png"}, ValueError, r"ends in \.nii or \.nii\.gz"),
+        ({"path": "none/a.nii"}, FileNotFoundError, "There is no folder 'none' to write 'a.nii' in. Make it first"),
     ],
 )
 def test_what_nifti_cannot_hold_is_refused(tmp_path, monkeypatch, change, error, message):
@@ -265,3 +276,18 @@ def test_what_nifti_cannot_hold_is_refused(tmp_path, monkeypatch, change, error,
     with pytest.raises(error, match=message):
         save_nifti(**{**good, **change})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_nifti_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    image, path = torch.ones(2, 3, 4, dtype=torch.complex64), tmp_path / "a.nii"
+    save_nifti(path, image, (1, 1, 1))
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("nibabel.save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_nifti(path, 2 * image, (1, 1, 1))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.nii"]

@@ -47,7 +47,7 @@ def test_a_slope_of_too_few_samples_asks_for_more_steps(soak: dict[str, Any]) ->
         soak["slope"]([5, 100], [1.0, 2.0])
 
 
-@pytest.mark.parametrize(("column", "grows"), [(1, 1), (2, 1024), (3, 0.01), (4, 0.01), (5, 0.1), (6, 1e-6)])
+@pytest.mark.parametrize(("column", "grows"), [(1, 1), (2, 2048), (3, 0.01), (4, 0.01), (5, 0.1), (6, 1e-6)])
 def test_each_thing_that_grows_breaks_its_own_limit_and_no_other(
     column: int, grows: float, soak: dict[str, Any]
 ) -> None:

@@ -4,7 +4,8 @@ Small volumes of mixed sizes, blocks, coils, engines and methods; each reconstru
 after whole rounds of the mix: counted bytes of one step, resident memory, open file descriptors, tensors alive, objects
 that the garbage collector knows, and processor time a step. Printed: the slope of each after the first tenth
 (Theil-Sen, the median over all pairs of samples), and whether it keeps its limit. A run at full length writes
-benchmarks/results/soak.md and takes about ten minutes; a shortened one only prints. Fails if anything grows.
+benchmarks/results/soak.md and takes about ten minutes. A shortened one only prints: caches still fill, and noise is not
+averaged, so its verdicts mean little. Fails if anything grows.
 """
 
 import argparse

@@ -45,7 +45,7 @@ class Run:
         self.history = History()
         self.watch: Watch = ProgressBar()
         self.began: tuple[float, int] | None = None  # when this call's first step began, and the steps before it
-        self.skip_bad, self.n_bad_in_a_row = False, 0
+        self.skip_bad, self.n_bad = False, 0  # of this pass
         self.automatic_block = False  # whether a smaller block may be taken
         self.prepared: tuple[PreparedScans, ...] = ()  # that can be forgotten to make room
 
@@ -89,16 +89,16 @@ class Run:
     def take_step(self, scans: PreparedScans) -> None:
         """Train on the next scan; or pass it over, if it is bad and that was asked for."""
         i, epoch = self.next_scan()
+        if self.position % self.n_scans == 0:
+            self.n_bad = 0
         try:
             with_room(lambda: self.train_step(*scans.get(i, epoch), scans.called(i)), partial(self.make_room, scans, i))
         except BadScanError as error:
-            self.n_bad_in_a_row += 1
-            if not self.skip_bad or self.n_bad_in_a_row == self.n_scans:  # not one is good
+            self.n_bad += 1
+            if not self.skip_bad or self.n_bad == self.n_scans:  # not one is good
                 raise
             warnings.warn(f"Passed over: {error}", RuntimeWarning, stacklevel=4)
             self.history.skipped.append((self.step, str(error)))
-        else:
-            self.n_bad_in_a_row = 0
 
     def train_step(self, data: DataTerm, target: Tensor | HeldOut, name: str) -> float:
         """Change the weights by one step on a scan; if it fails, they are as before."""

@@ -98,7 +98,9 @@ def plot_bars(
             raise ValueError(
                 f"{name or 'values'} has {len(part)} numbers, expected one for each of {len(labels)} labels."
             )
-    figure, ax = _axes("", ylabel, "y" if log else "", title, size=(max(3.6, 1.5 + 1.15 * len(labels)), 3.4))
+    named = len(heights) > 1 or limit is not None
+    width = max(3.6, 1.5 + 1.15 * len(labels)) + (1.2 if named else 0)
+    figure, ax = _axes("", ylabel, "y" if log else "", title, size=(width, 3.4))
     base = np.zeros(len(labels))
     for i, (name, part) in enumerate(heights.items()):
         ax.bar(
@@ -113,8 +115,8 @@ def plot_bars(
     _limit_line(ax, limit, limit_label)
     ax.tick_params(axis="x", length=0)
     ax.grid(visible=False, axis="x")
-    if len(heights) > 1 or limit is not None:
-        ax.legend(fontsize=9, frameon=False)
+    if named:  # beside the bars, whose values it would cover
+        ax.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -240,6 +240,15 @@ def test_if_no_scan_of_a_pass_is_good_the_run_stops(folder: ScanFolder, tmp_path
         fit(make_model(), folder, n_steps=9, skip_bad=True)
 
 
+@pytest.mark.parametrize("good", range(3))
+def test_one_good_scan_in_each_pass_is_enough(good: int) -> None:
+    scans = [SCANS[0] if i == good else with_nan() for i in range(3)]
+    with pytest.warns(RuntimeWarning, match="Passed over"):
+        history = fit(make_model(), scans, n_steps=5, skip_bad=True)
+    assert len(history.losses) == 5
+    assert len(history.skipped) >= 8
+
+
 def test_a_validation_with_a_lost_file_is_left_out_or_stops_the_run(folder: ScanFolder) -> None:
     aside, spoil = folder[1:2], Spoil(folder.paths[1], "deleted")
     with pytest.warns(RuntimeWarning, match=r"validation after step 6 is left out: validation\[0\] \('.*bob\.h5'\)"):

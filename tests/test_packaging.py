@@ -23,7 +23,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 # Declared because a command or a plugin is run or a library is loaded, not because a module is imported.
 RUN_NOT_IMPORTED = {"jupyterlab", "ipykernel", "pytest-xdist", "ruff", "mypy", "import-linter", "myst-parser", "furo"}
 # Which declared packages each folder may import.
-OPTIONAL = {"blockkit": {"anywidget", "mri-nufft", "pydicom"}}  # better with it, works without
+OPTIONAL = {"blockkit": {"anywidget", "lightning-fabric", "mri-nufft", "pydicom"}}  # better with it, works without
 MAY_IMPORT = {
     "blockkit": ("dependencies", "cuda"),
     "notebooks": ("dependencies", "lab"),

@@ -24,14 +24,14 @@ class Checkpoint:
 
     In it are the weights and the best ones, the optimizer's state, the history, whose length is the position in the
     schedule and in the data, and what the run is. Random numbers are drawn from the seed and the position, so there is
-    no other state.
+    no other state. Of several processes all read the file, and the first one writes it.
     """
 
     def __init__(self, run: Run, path: str | Path | None) -> None:
         self.run, self.path = run, None if path is None else Path(path)
         if self.path is not None and self.path.exists():
             _load(run, self.path)
-        if self.path is not None:
+        if self.path is not None and run.ranks.is_first:
             _check_writable(self.path)
         self.saved, self.step = (run.position, len(run.history.validation)), run.step
         self.tried = time.monotonic()
@@ -43,7 +43,7 @@ class Checkpoint:
         warning, the old file stays, and the run goes on.
         """
         state = self.run.position, len(self.run.history.validation)
-        if self.path is None or state == self.saved:
+        if self.path is None or state == self.saved or not self.run.ranks.is_first:
             return
         if not now and time.monotonic() - self.tried < SAVE_SECONDS:
             return
@@ -79,7 +79,8 @@ def _load(run: Run, path: Path) -> None:
     if metadata.get("format") != TRAINING_FORMAT:
         raise ValueError(f"{path} is no training checkpoint of this library. Name another file for checkpoint.")
     try:
-        found = {"target": "reference"} | json.loads(metadata["run"])  # older ones did not say, and knew no other
+        older = {"target": "reference", "scans_per_step": 1}  # older ones did not say, and knew no other
+        found = older | json.loads(metadata["run"])
         history = _history(json.loads(metadata["history"]))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error

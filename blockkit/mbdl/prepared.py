@@ -11,10 +11,11 @@ from blockkit.data.folder import ScanFolder
 from blockkit.data.scan import Scan
 from blockkit.mbdl.data_consistency import DataTerm, prepare
 from blockkit.mbdl.held_out import HeldOut
+from blockkit.mbdl.ranks import n_sharing
 from blockkit.mbdl.shortage import is_out_of_memory
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
-CACHE_SHARE = 0.4  # of the memory of the machine, or of the GPU
+CACHE_SHARE = 0.4  # of the memory of the machine, or of the GPU, for all processes that share it
 
 Prepared = tuple[DataTerm, Tensor | HeldOut]
 Check = Callable[[Scan], None]
@@ -36,7 +37,7 @@ class PreparedScans(Sequence[Prepared]):
         self.name, self.scans, self.data_term = name, scans, model.data_term
         self.check, self.checked = check, 0
         self.device = model.step_size.device
-        self.most_bytes: float = CACHE_SHARE * _memory_of(self.device)
+        self.most_bytes: float = CACHE_SHARE * _memory_of(self.device) / n_sharing(self.device)
         self.kept: dict[tuple[int, int], Prepared] = {}
         self.n_bytes = 0
 

@@ -14,7 +14,7 @@ class History:
     Attributes
     ----------
     losses
-        Relative L2 error of each step's scan: of the image, or of the held-out samples.
+        Relative L2 error of each step's scan, or the mean over its scans: of the image, or of the held-out samples.
     validation
         ``(step, score)``, once every pass over the scans. With ``target="reference"`` the score is the mean PSNR of the
         validation scans in dB, the highest is the best; with ``target="self"`` it is their mean relative L2 error on

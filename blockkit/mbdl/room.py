@@ -14,6 +14,7 @@ from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import Case, predict_run, scratch_rate
 from blockkit.mbdl.networks import n_inputs
 from blockkit.mbdl.planner import candidates, largest_block
+from blockkit.mbdl.ranks import n_sharing
 from blockkit.mbdl.unrolled import UnrolledNetwork
 
 TENSORS_A_CHANNEL = 16  # of 4 bytes, that naive backprop keeps at most for an output channel of a kernel, in a voxel
@@ -48,7 +49,7 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
         With what is needed, what is free, and the block with which it would fit.
     """
     device = model.step_size.device
-    free = free_bytes(device)
+    free = _free_share(device)
     if free is None or _is_small(model, scan, free, training=training):
         return  # no need of a trace, which takes seconds
     case = _case(model, scan, training=training, share_held_out=share_held_out)
@@ -70,7 +71,7 @@ def largest_fitting(model: UnrolledNetwork, scan: Scan, share_held_out: float = 
     If none does, the smallest. The model's own block does not count. Raises ValueError if its network cannot be run in
     exact blocks.
     """
-    free = free_bytes(model.step_size.device)
+    free = _free_share(model.step_size.device)
     whole = _candidates(model, scan.image_shape)[0]
     if free is None:
         return USUAL_BLOCK
@@ -89,7 +90,7 @@ def smaller_block(model: UnrolledNetwork, image_shape: Shape3) -> Shape3 | None:
 
 def say_what_would_fit(model: UnrolledNetwork, scan: Scan, share_held_out: float = 0.0) -> str:
     """Return a sentence with the block to take after a training step ran out of memory; empty if nothing is known."""
-    free = free_bytes(model.step_size.device)
+    free = _free_share(model.step_size.device)
     if free is None:
         return ""
     case = _case(model, scan, training=True, share_held_out=share_held_out)
@@ -99,6 +100,12 @@ def say_what_would_fit(model: UnrolledNetwork, scan: Scan, share_held_out: float
 def blocks_in_words(model: UnrolledNetwork) -> str:
     """Return what a message calls the model's blocks."""
     return "whole volumes" if model.block_shape is None else f"blocks of {model.block_shape}"
+
+
+def _free_share(device: torch.device) -> int | None:
+    """Return the bytes that are free for this process, of those that share a device."""
+    free = free_bytes(device)
+    return None if free is None else free // n_sharing(device)
 
 
 def _candidates(model: UnrolledNetwork, image_shape: Shape3) -> list[Shape3]:

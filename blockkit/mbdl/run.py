@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 import warnings
+from collections import Counter
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from blockkit.mbdl.loss import training_loss
 from blockkit.mbdl.optimizer import KernelOptimizer
 from blockkit.mbdl.prepared import BadScanError, PreparedScans
 from blockkit.mbdl.progress import History, Progress, ProgressBar, Watch
+from blockkit.mbdl.ranks import Ranks
 from blockkit.mbdl.room import NoRoomError, blocks_in_words, say_what_would_fit, smaller_block
 from blockkit.mbdl.shortage import with_room
 from blockkit.mbdl.unrolled import UnrolledNetwork
@@ -45,6 +47,7 @@ class Run:
         self.history = History()
         self.watch: Watch = ProgressBar()
         self.began: tuple[float, int] | None = None  # when this call's first step began, and the steps before it
+        self.scans_per_step, self.ranks = 1, Ranks(model.step_size.device)
         self.skip_bad, self.n_bad = False, 0  # of this pass
         self.automatic_block = False  # whether a smaller block may be taken
         self.prepared: tuple[PreparedScans, ...] = ()  # that can be forgotten to make room
@@ -63,13 +66,14 @@ class Run:
 
     @property
     def position(self) -> int:
-        """Scans that were had, those passed over included."""
-        return self.step + len(self.history.skipped)
+        """Scans that were had, those passed over included: a step with no good scan among them was none."""
+        n_bad = Counter(step for step, _ in self.history.skipped).values()
+        return self.scans_per_step * (self.step + sum(n // self.scans_per_step for n in n_bad))
 
     @property
     def ends_pass(self) -> bool:
         """Whether a pass over the scans, or the run, is complete."""
-        return self.position % self.n_scans == 0 or self.step == self.n_steps
+        return self.position % self.n_scans < self.scans_per_step or self.step == self.n_steps
 
     @property
     def lacks_validation(self) -> bool:
@@ -81,69 +85,127 @@ class Run:
         rise = min(1.0, (step + 1) / max(1, self.n_steps // 20))
         return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.n_steps))))
 
-    def next_scan(self) -> tuple[int, int]:
-        """Return the number of the next step's scan, and of the pass over the scans."""
-        epoch, place = divmod(self.position, self.n_scans)
+    def scan_of(self, j: int) -> tuple[int, int]:
+        """Return the number of the next step's scan ``j``, and of the pass over the scans."""
+        epoch, place = divmod(self.position + j, self.n_scans)
         return int(torch.randperm(self.n_scans, generator=generator(self.seed, epoch, 0))[place]), epoch
 
     def take_step(self, scans: PreparedScans) -> None:
-        """Train on the next scan; or pass it over, if it is bad and that was asked for."""
-        i, epoch = self.next_scan()
-        if self.position % self.n_scans == 0:
-            self.n_bad = 0
-        try:
-            with_room(lambda: self.train_step(*scans.get(i, epoch), scans.called(i)), partial(self.make_room, scans, i))
-        except BadScanError as error:
-            self.n_bad += 1
-            if not self.skip_bad or self.n_bad == self.n_scans:  # not one is good
-                raise
-            warnings.warn(f"Passed over: {error}", RuntimeWarning, stacklevel=4)
-            self.history.skipped.append((self.step, str(error)))
+        """Train on the next scans; or pass those over that are bad, if that was asked for.
 
-    def train_step(self, data: DataTerm, target: Tensor | HeldOut, name: str) -> float:
-        """Change the weights by one step on a scan; if it fails, they are as before."""
+        Gradients are averaged once all are there, and not by hooks within the backward pass, as DDP does: blocks are
+        run forward again in it, and one scan's gradients must be looked at before they join those of the others.
+        """
+        gradients: list[Tensor | None] = []
+        makes_room = partial(self.make_room, scans, self.scan_of(self.ranks.rank)[0])
+
+        def learn(j: int) -> float | BadScanError:
+            i, epoch = self.scan_of(j)
+            try:
+                value, added = with_room(
+                    lambda: self.gradients(*scans.get(i, epoch), scans.called(i), j), partial(self.make_room, scans, i)
+                )
+            except BadScanError as error:
+                if not self.skip_bad:
+                    raise
+                return error
+            gradients[:] = added if not gradients else map(_sum, gradients, added)
+            return value
+
+        outcomes = self.ranks.map(learn, self.scans_per_step)
+        values = [value for value in outcomes if isinstance(value, float)]
+        bad = [error for error in outcomes if isinstance(error, BadScanError)]
+        self.count_bad(outcomes)
+        step = self.step
+        if values:
+            means = self.mean(gradients, len(values))
+            with_room(lambda: self.change_weights(means), makes_room)
+            self.history.losses.append(sum(values) / len(values))
+        for error in bad:
+            self.warn(f"Passed over: {error}")
+            self.history.skipped.append((step, str(error)))
+
+    def count_bad(self, outcomes: list[float | BadScanError]) -> None:
+        """Count the bad scans of this pass, and raise the last one's error if not one is good."""
+        for position, outcome in enumerate(outcomes, self.position):
+            if position % self.n_scans == 0:
+                self.n_bad = 0
+            if isinstance(outcome, BadScanError):
+                self.n_bad += 1
+                if self.n_bad == self.n_scans:
+                    raise self.ranks.in_common(outcome)
+
+    def gradients(
+        self, data: DataTerm, target: Tensor | HeldOut, name: str, j: int
+    ) -> tuple[float, list[Tensor | None]]:
+        """Return the relative L2 error of the next step's scan ``j`` and the gradients of its loss, all finite."""
+        position = self.step * self.scans_per_step + j
         if self.augment:
-            data, target = mirrored(data, target, generator(self.seed, self.step, 1))
+            data, target = mirrored(data, target, generator(self.seed, position, 1))
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        with drawn_from(self.seed, self.step, self.model.step_size.device):
+        with drawn_from(self.seed, position, self.model.step_size.device):
             loss, error = training_loss(self.model, data, target)
             loss.backward()  # type: ignore[no-untyped-call]
-        value, size = float(error), float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        self.model.zero_grad(set_to_none=True)
+        value, size = float(error), float(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
         if not math.isfinite(value) or not math.isfinite(size):
             what = f"a loss of {value}" if not math.isfinite(value) else f"gradients of size {size}"
             raise BadScanError(
                 f"{name} gives {what} at step {self.step + 1}, expected a finite number. The weights are those before "
                 "this step. If every scan does so: lower learning_rate?"
             )
+        return value, gradients
+
+    def mean(self, gradients: list[Tensor | None], n: int) -> list[Tensor | None]:
+        """Return the mean of the gradients of ``n`` scans, of which this process has the sum of its own."""
+        if self.ranks.size == 1:
+            return [None if g is None else g / n for g in gradients]
+        mine = gradients or [None] * len(list(self.model.parameters()))  # all of its scans are bad
+        pairs = zip(mine, self.model.parameters(), strict=True)
+        return [g / n for g in self.ranks.sum([torch.zeros_like(p) if g is None else g for g, p in pairs])]
+
+    def change_weights(self, gradients: list[Tensor | None]) -> None:
+        """Change the weights by one step along gradients, clipped to norm 1; if it fails, they are as before."""
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.clone()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.history.losses.append(value)
         torch.clear_autocast_cache()  # or a surrounding autocast goes on with the weights of the step before
-        return value
 
     @torch.no_grad()
     def validate(self, scans: PreparedScans) -> None:
         """Score the weights, and keep them if they are the best."""
         self.model.eval()
-        scores, first = [], None
-        for i in range(len(scans)):
-            try:
-                image, data, target = with_room(partial(self._image, scans, i), partial(self.make_room, scans, i))
-            except BadScanError as error:
-                if not self.skip_bad:
-                    raise
-                warnings.warn(f"The validation after step {self.step} is left out: {error}", RuntimeWarning, 4)
-                return
-            scores.append(self.score(image, data, target))
-            first = (image, target) if first is None else first
-        if first is None:
+        first: list[tuple[Tensor, Tensor | HeldOut]] = []
+
+        def score(i: int) -> float:
+            image, data, target = with_room(partial(self._image, scans, i), partial(self.make_room, scans, i))
+            first.extend([(image, target)] if i == 0 else [])
+            return self.score(image, data, target)
+
+        try:
+            scores = self.ranks.map(score, len(scans))
+        except BadScanError as error:
+            if not self.skip_bad:
+                raise
+            self.warn(f"The validation after step {self.step} is left out: {error}")
             return
-        score = sum(scores) / len(scans)
+        if not scores:
+            return
+        mean = sum(scores) / len(scores)
         sign = -1 if self.target == "self" else 1
-        if sign * score > max((sign * value for _, value in self.history.validation), default=-math.inf):
+        if sign * mean > max((sign * value for _, value in self.history.validation), default=-math.inf):
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.history.validation.append((self.step, score))
-        self.tell(first[0], None if isinstance(first[1], HeldOut) else first[1])
+        self.history.validation.append((self.step, mean))
+        for image, target in first:  # which the first process has
+            self.tell(image, None if isinstance(target, HeldOut) else target)
+
+    def warn(self, said: str) -> None:
+        """Warn, once for all processes, where :func:`~blockkit.mbdl.training.fit` was called."""
+        if self.ranks.is_first:
+            warnings.warn(said, RuntimeWarning, stacklevel=5)
 
     def _image(self, scans: PreparedScans, i: int) -> tuple[Tensor, DataTerm, Tensor | HeldOut]:
         data, target = scans[i]
@@ -170,7 +232,7 @@ class Run:
             scan = scans.scans[i]
         block = smaller_block(self.model, scan.image_shape) if scan is not None and self.automatic_block else None
         if block is not None:
-            warnings.warn(f"{where}: going on by blocks of {block}.", RuntimeWarning, stacklevel=6)
+            warnings.warn(f"{where}: going on by blocks of {block}.", RuntimeWarning, stacklevel=8)
             self.model.block_shape = block
             return
         advice = "" if scan is None else say_what_would_fit(self.model, scan, scans.share_held_out)
@@ -188,4 +250,8 @@ class Run:
         """Say what must be alike for a run to go on from a checkpoint, in plain JSON types."""
         rates = {"learning_rate": self.optimizer.learning_rate, "n_steps": self.n_steps}
         drawn = {"seed": self.seed, "n_scans": self.n_scans, "augment": self.augment}
-        return describe(self.model) | rates | drawn | {"target": self.target}
+        return describe(self.model) | rates | drawn | {"target": self.target, "scans_per_step": self.scans_per_step}
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b

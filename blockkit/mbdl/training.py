@@ -33,9 +33,10 @@ def fit(
     check_memory: bool = True,
     skip_bad: bool = False,
     deterministic: bool = False,
+    scans_per_step: int | None = None,
     watch: Watch | None = None,
 ) -> History:
-    r"""Train ``model`` in place on the relative L2 loss, one scan a step.
+    r"""Train ``model`` in place on the relative L2 loss, one scan a step and process.
 
     The image of the last unroll counts fully, and those of the earlier ones 0.3 each, so that every unroll learns from
     the first step on. Kernels are trained by Muon and the rest by Adam (:mod:`blockkit.mbdl.optimizer`). The learning
@@ -49,8 +50,11 @@ def fit(
     Noise cannot be predicted, so a good image does not bring the loss near 0. A scan is prepared four times, once a
     fold. To reconstruct, use all of it.
 
-    Gradients are clipped to norm 1. Inside ``torch.autocast("cpu", dtype=torch.bfloat16)`` the regularizer computes in
-    half precision; the data consistency and the weights stay in single precision.
+    Under ``torchrun`` each of its processes takes its part of the scans of every step and of those of the validation,
+    and all end with the same weights (``docs/several_gpus.md``). That needs Lightning Fabric, the extra ``scale``.
+
+    Gradients are clipped to norm 1, after they are averaged. Inside ``torch.autocast("cpu", dtype=torch.bfloat16)`` the
+    regularizer computes in half precision; the data consistency and the weights stay in single precision.
 
     Ctrl-C or SIGTERM ends the run after the step under way. With ``checkpoint`` the same call goes on where the last
     one stopped, and after a crash or a power cut from at most five minutes and a step before. On several threads the
@@ -93,20 +97,28 @@ def fit(
     deterministic
         Two runs from the same weights, scans and ``seed``, one of them resumed or not, give the same bits: on the CPU,
         with one number of threads, one machine and one version of each library. finufft then takes one thread, and
-        torch no algorithm whose bits differ from run to run. On other processors or numbers of threads results differ
-        by rounding.
+        torch no algorithm whose bits differ from run to run. On other processors or numbers of threads or of processes
+        results differ by rounding.
+    scans_per_step
+        Scans whose gradients are averaged in a step, one after another, and shared out to the processes if there are
+        several: a multiple of their number, and that number if None. A step takes as many times longer as a process has
+        scans in it, not more memory. With ``skip_bad`` a step averages over those that are good.
     watch
         Called with a :class:`~blockkit.mbdl.progress.Progress` as the run goes on, such as a
-        :class:`~blockkit.show.training_view.TrainingView`. It changes nothing in the run. None: a progress bar.
+        :class:`~blockkit.show.training_view.TrainingView`. It changes nothing in the run. None: a progress bar. Of
+        several processes the first alone calls it.
 
     Raises
     ------
     ValueError
         If a scan cannot be read, has no reference or a reference of zeros; with ``target="self"``, if it has fewer than
         eight readouts or no signal; if a loss is not finite; if ``checkpoint`` is damaged, belongs to another model or
-        run, or is where nothing can be written; if ``deterministic`` is asked for on a GPU.
+        run, or is where nothing can be written; if ``deterministic`` is asked for on a GPU; if ``scans_per_step`` is no
+        multiple of the number of processes, or these were called with different arguments.
     TypeError
         If ``model`` or a scan is something else.
+    ImportError
+        If there are several processes and no Lightning Fabric.
     MemoryError
         If a step will not fit, or did not: the message names the block with which it would.
 
@@ -127,23 +139,30 @@ def fit(
     if deterministic:
         _check_deterministic(model)
     run = Run(model, n_steps, learning_rate, seed, len(scans), augment, target)
-    run.skip_bad, run.watch = skip_bad, watch or run.watch
-    file = Checkpoint(run, checkpoint)
-    with repeatable(deterministic):
+    ranks, run.skip_bad = run.ranks, skip_bad
+    run.scans_per_step = _checked_scans_per_step(scans_per_step, ranks.size)
+    run.watch = (watch or run.watch) if ranks.is_first else (lambda progress: None)
+    with ranks.leaving_together(), repeatable(deterministic):
+        file = ranks.all_or_none(lambda: Checkpoint(run, checkpoint))
+        ranks.begin_alike(model, run.identity() | {"step": run.step, "n_validation": len(validation)})
         _train(run, *_made_ready(run, scans, validation, check_memory=check_memory), file)
     return run.history
 
 
 def _train(run: Run, scans: PreparedScans, held_out: PreparedScans, file: Checkpoint) -> None:
     """Take the steps that are left; write the checkpoint and keep the best weights, also if the run fails."""
+
+    def look_at(i: int) -> None:
+        held_out[i]
+
     try:
         with interruptible() as interrupt:
-            for data_and_target in held_out if run.step == 0 else ():
-                del data_and_target  # looked at before the first step: a bad one is named now
+            if run.step == 0:
+                run.ranks.map(look_at, len(held_out))  # before the first step: a bad one is named now
             run.tell()
             if run.lacks_validation:
                 run.validate(held_out)
-            while run.step < run.n_steps and not interrupt.is_set():
+            while run.step < run.n_steps and not run.ranks.any(interrupt.is_set()):
                 run.take_step(scans)
                 run.tell()
                 if run.ends_pass:
@@ -178,6 +197,18 @@ def _made_ready(
 
     run.prepared = kind("scans", scans, model, check, run.seed), kind("validation", validation, model)
     return run.prepared
+
+
+def _checked_scans_per_step(wanted: int | None, n_processes: int) -> int:
+    if wanted is None:
+        return n_processes
+    check_count(wanted, "scans_per_step")
+    if wanted % n_processes:
+        raise ValueError(
+            f"scans_per_step is {wanted}, expected a multiple of the number of processes, {n_processes}: "
+            f"each takes as many scans as the others. Write {-(-wanted // n_processes) * n_processes}, or leave it out."
+        )
+    return wanted
 
 
 def _check_deterministic(model: UnrolledNetwork) -> None:

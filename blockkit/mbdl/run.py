@@ -103,7 +103,8 @@ class Run:
             i, epoch = self.scan_of(j)
             try:
                 value, added = with_room(
-                    lambda: self.gradients(*scans.get(i, epoch), scans.called(i), j), partial(self.make_room, scans, i)
+                    lambda: self.gradients_of(*scans.get(i, epoch), scans.called(i), j),
+                    partial(self.make_room, scans, i),
                 )
             except BadScanError as error:
                 if not self.skip_bad:
@@ -135,7 +136,7 @@ class Run:
                 if self.n_bad == self.n_scans:
                     raise self.ranks.in_common(outcome)
 
-    def gradients(
+    def gradients_of(
         self, data: DataTerm, target: Tensor | HeldOut, name: str, j: int
     ) -> tuple[float, list[Tensor | None]]:
         """Return the relative L2 error of the next step's scan ``j`` and the gradients of its loss, all finite."""
@@ -147,7 +148,7 @@ class Run:
         with drawn_from(self.seed, position, self.model.step_size.device):
             loss, error = training_loss(self.model, data, target)
             loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [parameter.grad for parameter in self.model.parameters()]
+        gradients = [parameter.grad for parameter in self.optimizer.trained]
         self.model.zero_grad(set_to_none=True)
         value, size = float(error), float(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
         if not math.isfinite(value) or not math.isfinite(size):
@@ -162,15 +163,15 @@ class Run:
         """Return the mean of the gradients of ``n`` scans, of which this process has the sum of its own."""
         if self.ranks.size == 1:
             return [None if g is None else g / n for g in gradients]
-        mine = gradients or [None] * len(list(self.model.parameters()))  # all of its scans are bad
-        pairs = zip(mine, self.model.parameters(), strict=True)
+        mine = gradients or [None] * len(self.optimizer.trained)  # all of its scans are bad
+        pairs = zip(mine, self.optimizer.trained, strict=True)
         return [g / n for g in self.ranks.sum([torch.zeros_like(p) if g is None else g for g, p in pairs])]
 
     def change_weights(self, gradients: list[Tensor | None]) -> None:
         """Change the weights by one step along gradients, clipped to norm 1; if it fails, they are as before."""
-        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.optimizer.trained, gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.clone()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.optimizer.trained, 1.0)
         self.optimizer.step()
         torch.clear_autocast_cache()  # or a surrounding autocast goes on with the weights of the step before
 

@@ -152,17 +152,17 @@ def test_a_reference_of_zeros_is_named():
 
 
 def test_a_run_that_fails_leaves_the_best_weights_in_the_model(monkeypatch):
-    train_step, kept = Run.train_step, []
+    gradients_of, kept = Run.gradients_of, []
 
-    def fail_at_the_sixth(run, data, reference, name):
+    def fail_at_the_sixth(run, data, reference, name, j):
         if run.step < 5:
-            return train_step(run, data, reference, name)
+            return gradients_of(run, data, reference, name, j)
         kept.append({name: value.clone() for name, value in run.best.items()})
         with torch.no_grad():
             run.model.step_size.fill_(torch.nan)
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(Run, "train_step", fail_at_the_sixth)
+    monkeypatch.setattr(Run, "gradients_of", fail_at_the_sixth)
     model = make_model()
     with pytest.raises(OSError, match="the disk is gone"):
         fit(model, SCANS, validation=SCANS[:1], n_steps=9)
@@ -260,10 +260,10 @@ def test_a_watcher_of_a_resumed_run_knows_what_was_done_before(tmp_path):
 
 
 def test_a_watcher_is_told_of_the_end_also_if_the_run_fails(monkeypatch):
-    def fail(run, data, target, name):
+    def fail(run, data, target, name, j):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(Run, "train_step", fail)
+    monkeypatch.setattr(Run, "gradients_of", fail)
     told = []
     with pytest.raises(OSError, match="the disk is gone"):
         fit(make_model(), SCANS, n_steps=8, watch=told.append)

@@ -1,7 +1,6 @@
 """The processes that train one model together: each takes its part of every step, and all know what all did."""
 
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -61,16 +60,17 @@ class Ranks:
             return list(map(function, range(n)))
         done: dict[int, T] = {}
         failed: tuple[int, Exception] | None = None
+        own: Exception | None = None
         for i in range(self.rank, n, self.size):
             try:
                 done[i] = function(i)
             except Exception as error:
-                failed = i, _that_travels(error)
+                failed, own = (i, _that_travels(error)), error
                 break
         everyone = self.gather((done, failed))
         failures = [failure for _, failure in everyone if failure is not None]
         if failures:
-            raise self.in_common(min(failures, key=lambda failure: failure[0])[1])
+            raise self.in_common(min(failures, key=lambda failure: failure[0])[1]) from own
         results = {i: result for part, _ in everyone for i, result in part.items()}
         return [results[i] for i in range(n)]
 
@@ -157,8 +157,13 @@ def _join(device: torch.device) -> Any:
 
 
 def _that_travels(error: Exception) -> Exception:
-    """Return an error that can be sent to another process: itself, or its words."""
-    try:
-        return error if type(pickle.loads(pickle.dumps(error))) is type(error) else RuntimeError(repr(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+    """Return an error that can be sent to another process: of the same kind and words, or with its kind in words."""
+    kind, plain = type(error), all(isinstance(arg, str | int) for arg in error.args)
+    if plain and "<locals>" not in kind.__qualname__:
+        try:
+            same = kind(*error.args)
+        except Exception:
+            same = None
+        if same is not None and str(same) == str(error):
+            return same
+    return RuntimeError(f"{kind.__name__}: {error}")

@@ -94,7 +94,7 @@ def reach(network: nn.Module, *, n_channels: int | None = None) -> Reach:
     if known and n_channels in (None, known.n_channels) and known.signature == _signature(network, known.counters):
         return known.reach
     with _disable_current_modes(), warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of a copy that is asked in unusual ways: the run itself warns
         twin = _twin(network)
         before = _settings(twin)
         prober = Prober(twin, n_channels)

@@ -242,7 +242,7 @@ def _is_importable(name: str) -> bool:
 def _load(name: str) -> Any:
     """Import a NUFFT library on first use, keeping to itself what the import warns of."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of what else could be installed, and of what the library itself uses
         if name == "cufinufft":
             _preload_cuda12()
         return importlib.import_module(name)

@@ -132,7 +132,7 @@ def _generators() -> Any:
     """Import mri-nufft's generators on first use, keeping to itself what the import warns of."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # of the NUFFT libraries that it looks for
             return importlib.import_module("mrinufft.trajectories")
     except ImportError as error:
         raise ImportError("floret needs mri-nufft, which cannot be imported: pip install mri-nufft") from error

@@ -571,7 +571,7 @@ def test_dropout_with_and_without_recompute_gives_the_same_gradients():
 def quiet(network: nn.Module, x: Tensor, **options) -> Tensor:
     """Apply a network that is not exact, without the warnings."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of exact=False, which is meant here
         return apply_blockwise(network, x, 4, halo=2, exact=False, **options)
 
 

@@ -582,7 +582,7 @@ def test_explain_lists_the_layers_that_widen_the_reach():
     assert "up (Upsample): nearest resampling by (2, 2, 2)" in text
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of torch: all three are deprecated or new there
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -212,7 +212,7 @@ def test_random_shifts_beat_a_fixed_grid():
 def test_the_objective_is_as_low_as_the_one_sigpy_reaches():
     wavelet = "haar"  # there sigpy's zero edges and our periodic ones give the same transform, so the same problem
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of sigpy, when it is imported
         mri = pytest.importorskip("sigpy.mri.app")
         import sigpy
     shape, n_samples = (8, 8, 8), 200
@@ -230,7 +230,7 @@ def test_the_objective_is_as_low_as_the_one_sigpy_reaches():
     weight = reg_weight * W.largest_coefficient(A.adjoint(kspace))
     ours = compressed_sensing(A, kspace, reg_weight=reg_weight, wavelet=wavelet, random_shifts=False, tolerance=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of sigpy, as it runs
         sigpy.config.mpi4py_enabled = False
         theirs = mri.L1WaveletRecon(
             kspace.numpy(), maps.numpy(), weight, coord=trajectory.numpy(), wave_name=wavelet, max_iter=300,

@@ -45,7 +45,6 @@ def make_network(of_model):
     return ResidualCNN(5, 3, sees_gradient=of_model == "sees gradient")
 
 
-@pytest.mark.filterwarnings("ignore:.*trajectory")
 @pytest.mark.parametrize("of_case", CASES)
 @pytest.mark.parametrize("of_model", MODELS)
 @pytest.mark.parametrize("n_unrolls", [1, 4])
@@ -76,7 +75,6 @@ def test_the_prediction_is_the_counted_peak_when_the_padded_grid_takes_several_s
     assert abs(predicted.bytes - counted.bytes - weights) <= NUMBERS
 
 
-@pytest.mark.filterwarnings("ignore:.*trajectory")
 def test_the_prediction_is_the_counted_peak_off_resonance():
     case = Case((14, 10, 12), 3, 900, off_resonance=True, n_held_out=225)
     model = UnrolledNetwork(ResidualCNN(3, 2), 2, block_shape=(7, 10, 12))
@@ -88,7 +86,6 @@ def test_the_prediction_is_the_counted_peak_off_resonance():
     assert predicted.parts["nufft"] != predict_run(model, replace(case, off_resonance=False)).parts["nufft"]
 
 
-@pytest.mark.filterwarnings("ignore:.*trajectory")
 @pytest.mark.parametrize("of_model", MODELS)
 def test_the_prediction_is_the_counted_peak_in_half_precision(of_model):
     model, case = UnrolledNetwork(ResidualCNN(5, 3), 2, **MODELS[of_model]), CASES["few coils"]
@@ -210,7 +207,6 @@ def test_a_step_at_the_papers_size_is_planned_for_a_small_machine():
     assert 4 * 2**30 < found.n_bytes <= 8 * 2**30
 
 
-@pytest.mark.filterwarnings("ignore:.*trajectory")
 @pytest.mark.parametrize(
     ("of_model", "of_case"),
     [

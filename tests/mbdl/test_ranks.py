@@ -165,7 +165,7 @@ class SomeBroken(list[Any]):
         return super().__getitem__(i)
 
 
-@pytest.mark.filterwarnings("ignore:Passed over:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:Passed over:RuntimeWarning")  # of the broken scans that are meant here
 @pytest.mark.parametrize("n_bad", [1, 2])
 def test_a_step_averages_over_its_good_scans_and_a_resumed_run_is_where_it_was(n_bad: int, tmp_path: Path) -> None:
     def run(stop_after: int | None = None) -> History:
@@ -189,7 +189,7 @@ def test_a_step_averages_over_its_good_scans_and_a_resumed_run_is_where_it_was(n
     assert run(stop_after=7) == expected
 
 
-@pytest.mark.filterwarnings("ignore:Passed over:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:Passed over:RuntimeWarning")  # of the broken scans that are meant here
 def test_if_no_scan_of_a_pass_is_good_the_run_stops() -> None:
     with pytest.raises(BadScanError, match=r"scans\[\d\] cannot be read: broken"):
         fit(make_model(), SomeBroken(4), n_steps=6, scans_per_step=2, skip_bad=True)

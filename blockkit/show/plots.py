@@ -208,7 +208,8 @@ def _dress(ax: Axes, xlabel: str, ylabel: str, log: str, title: str) -> None:
         getattr(ax, f"set_{name}scale")("log")
         axis = getattr(ax, f"{name}axis")
         axis.set_major_formatter(_PlainLog(10))
-        axis.set_minor_formatter(_PlainLog(10, labelOnlyBase=False))
+        # The 1.5 is decades in matplotlib 3.10, and there are labels between them; major ticks from 3.11 on, so one.
+        axis.set_minor_formatter(_PlainLog(10, labelOnlyBase=False, minor_thresholds=(1.5, 0.4)))
 
 
 class _PlainLog(LogFormatterSciNotation):

@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow long mutate ui ui-setup accept tour figures docs pictures bench bench-ui soak paper quality train ablate clean distclean
+.PHONY: help setup lab test check slow long versions mutate ui ui-setup accept tour figures docs pictures bench bench-ui soak paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -26,6 +26,8 @@ help:
 	@echo 'make check      ruff, mypy --strict, import-linter and the fast tests'
 	@echo 'make slow       only the slow tests'
 	@echo 'make long       the tests that are too long for every day, such as 24,000 damaged files; minutes'
+	@echo 'make versions   the fast tests with the lowest versions allowed and the newest there are; uv comes from PyPI; half an hour'
+	@echo '                (VERSIONS=py312-newest picks the Python and one of the two: lowest, newest)'
 	@echo 'make mutate     break the library in many small ways, one at a time: a notebook has to notice each; 15 minutes'
 	@echo 'make ui         the widgets in a real JupyterLab and browser: needs chromium or chrome; screenshots in build/ui/'
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
@@ -78,6 +80,12 @@ slow: setup
 
 long: setup
 	$(PYTEST) -m long tests
+
+versions:
+	@$(PYTHON) -m venv build/versions/tox
+	@build/versions/tox/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'tox-uv>=1.37' || { \
+	  echo 'pip could not install tox-uv, which brings tox and uv: is PyPI in reach?' >&2; exit 1; }
+	UV_PYTHON_DOWNLOADS=$${UV_PYTHON_DOWNLOADS:-never} build/versions/tox/bin/tox run $(if $(VERSIONS),-e $(VERSIONS)) -- -n $(WORKERS) --dist loadscope $(PYTEST_ARGS) tests
 
 mutate: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m mutation -rP $(PYTEST_ARGS) tests/notebooks/test_mutations.py

@@ -1,6 +1,7 @@
 """The files of the set-up agree with one another and with what the code imports."""
 
 import ast
+import configparser
 import json
 import os
 import re
@@ -107,7 +108,8 @@ def test_a_command_of_ipython_does_nothing_also_where_it_is_indented() -> None:
 
 
 def closure(requirements: list[Requirement]) -> set[str]:
-    """Every package that installing ``requirements`` brings on this machine."""
+    """Every package that installing ``requirements`` brings on this machine, as far as the versions are the pinned."""
+    pins = pinned()
     seen: set[tuple[str, frozenset[str]]] = set()
     waiting = [(item.name, frozenset(item.extras)) for item in requirements]
     while waiting:
@@ -115,6 +117,8 @@ def closure(requirements: list[Requirement]) -> set[str]:
         if (normalized(name), extras) in seen:
             continue
         seen.add((normalized(name), extras))
+        if metadata.version(name).split("+")[0] != pins.get(normalized(name)):
+            continue  # another version may need other packages
         for item in map(Requirement, metadata.requires(name) or []):
             if item.marker is None or any(item.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
                 waiting.append((item.name, frozenset(item.extras)))
@@ -146,7 +150,9 @@ def test_the_pinned_versions_serve_every_python_that_the_metadata_names() -> Non
                 assert SpecifierSet(installed.metadata["Requires-Python"]).contains(f"{python}.0"), (name, python)
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["constraints.txt", "environment.yml", "pyproject.toml", "tox.ini", "Makefile", ".ci/run"]
+)
 def test_no_file_of_the_set_up_names_a_registry_or_a_local_build(name: str) -> None:
     assert not re.search(r"://|index-url|find-links|\+cpu|\+cu1", (ROOT / name).read_text(encoding="utf-8"))
 
@@ -157,6 +163,29 @@ def test_the_classifiers_name_the_pythons_that_are_admitted() -> None:
     ]
     assert tuple(version for found in named for version in found) == PYTHONS
     assert PROJECT["project"]["requires-python"] == f">={PYTHONS[0]}"
+
+
+def test_make_versions_tries_the_lowest_versions_on_the_oldest_python_and_the_newest_on_the_newest() -> None:
+    config = configparser.ConfigParser()
+    config.read_string((ROOT / "tox.ini").read_text(encoding="utf-8"))
+    tried = {name.strip() for name in config["tox"]["env_list"].split(",")}
+    pythons = ["py" + python.replace(".", "") for python in PYTHONS]
+    assert tried <= {f"{python}-{which}" for python in pythons for which in ("lowest", "newest")}
+    assert tried >= {f"{pythons[0]}-lowest", f"{pythons[-1]}-newest"}
+    assert config["testenv"]["extras"] == "lab, test"  # what `make setup` installs too
+
+
+def test_warnings_are_errors_and_each_exception_says_why() -> None:
+    assert PROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"] == ["error"]
+    exception = re.compile(r'(?:simplefilter|filterwarnings)\("ignore(?!.*  # )')
+    lines = [
+        (str(path.relative_to(ROOT)), line.strip())
+        for folder in ("blockkit", "tests")
+        for path, source in sources(folder)
+        for line in source.splitlines()
+        if exception.search(line)
+    ]
+    assert not lines, "write the reason beside it"
 
 
 def test_the_conda_file_only_wraps_pip() -> None:

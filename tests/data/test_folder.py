@@ -275,11 +275,20 @@ def test_another_format_is_read_by_a_function_of_ones_own(tmp_path: Path) -> Non
     assert torch.equal(scans[0].kspace, raw.kspace)
     (bad,) = scans.check().bad
     assert bad.path.name == "bob.npz"
-    wrong = ScanFolder(tmp_path, "ann.npz", load=np.load)
+
+    def load_all(path: Path) -> object:
+        with np.load(path) as file:
+            return file
+
+    def load_absent(path: Path) -> object:
+        with np.load(path) as file:
+            return file["absent"]
+
+    wrong = ScanFolder(tmp_path, "ann.npz", load=load_all)
     with pytest.raises(ScanFileError, match=r"ann\.npz.*load gives a NpzFile"):
         wrong[0]
     assert "load gives a NpzFile" in str(wrong.check())
-    (bad,) = ScanFolder(tmp_path, "ann.npz", load=lambda path: np.load(path)["absent"]).check().bad
+    (bad,) = ScanFolder(tmp_path, "ann.npz", load=load_absent).check().bad
     assert "absent" in str(bad.problem)
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import h5py
@@ -12,17 +13,19 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.cli import main
 from blockkit.data.ismrmrd_write import save_ismrmrd
 from blockkit.data.raw import RawScan
 from blockkit.data.scan import Scan, simulate_scan
-from blockkit.mbdl import room
+from blockkit.mbdl import room, unrolled
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import load_model, save_weights, write_tensors
 from blockkit.physics.sense import Encoding
+from tests.mbdl.small_scans import make_scan as long_scan
 
 SHAPE = (10, 12, 8)
 COMMANDS = ("info", "plan", "recon", "view", "train")
@@ -102,6 +105,32 @@ def test_mbdl_writes_the_image_of_the_model_whatever_the_blocks(
     output = scan_file.with_name("image.nii.gz")
     options = ["--weights", str(weights_file), "--block-shape", *map(str, block_shape), "--device", "cpu"]
     assert main(["recon", str(scan_file), "--method", "mbdl", *options, "-o", str(output)]) == 0
+    with torch.no_grad():
+        expected = load_model(weights_file)(Encoding(scan.trajectory, scan.maps), scan.kspace)
+    assert_same(load_image(output), expected)
+
+
+def test_automatic_blocks_get_smaller_when_memory_runs_out_and_one_of_ones_own_is_kept_and_named(
+    weights_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, apply = long_scan(0, (8, 8, 64)), unrolled.apply_blockwise
+    scan.save(weights_file.with_name("long.h5"))
+
+    def fail_if_large(network, x, block_shape, **options):  # type: ignore[no-untyped-def]
+        if prod(block_shape) > 2500 and not isinstance(x, FakeTensor):
+            raise torch.OutOfMemoryError("no more")
+        return apply(network, x, block_shape, **options)
+
+    monkeypatch.setattr(unrolled, "apply_blockwise", fail_if_large)
+    output = weights_file.with_name("image.nii.gz")
+    command = ["recon", str(weights_file.with_name("long.h5")), "--weights", str(weights_file), "-o", str(output)]
+    assert main(command) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("blockkit: Out of memory by blocks of (64, 64, 64) (no more). With --block-shape 8 8 32 ")
+    assert "Or write --block-shape auto, and smaller" in message
+    assert not output.exists()
+    with pytest.warns(RuntimeWarning, match=r"Out of memory by blocks of \(8, 8, 64\): going on by"):
+        assert main([*command, "--block-shape", "auto"]) == 0
     with torch.no_grad():
         expected = load_model(weights_file)(Encoding(scan.trajectory, scan.maps), scan.kspace)
     assert_same(load_image(output), expected)
@@ -315,6 +344,8 @@ def test_a_weights_file_with_a_damaged_description_is_one_message(
         ["recon", "scan.h5", "--method", "cs", "--reg-weight", "much", "-o", "image.nii"],
         ["recon", "scan.h5", "--method", "cs", "--reg", "1", "-o", "image.nii"],
         ["recon", "scan.h5", "--method", "mbdl", "--block-shape", "8", "8", "-o", "image.nii"],
+        ["recon", "--block-shape", "8", "8", "8", "scan.h5", "-o", "image.nii"],
+        ["train", "folder", "-o", "weights.safetensors", "--block-shape", "automatic"],
         ["view", "scan.h5"],
     ],
 )

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from blockkit.cli import info, plan, recon, train, view
+from blockkit.cli.shared import as_options
 from blockkit.mbdl.shortage import is_out_of_memory
 
 COMMANDS = (info, plan, recon, view, train)
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        said = str(error) if isinstance(error, MemoryError) else ""
+        said = as_options(str(error)) if isinstance(error, MemoryError) else ""
         said = said or "out of memory. For mbdl, smaller blocks need less: --block-shape 32 32 32."
         print(f"blockkit: {said}", file=sys.stderr)
         return 2

@@ -11,7 +11,8 @@ from blockkit.checks import check_count
 from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.cli.shared import add_model_options, find_model, pick_device
 from blockkit.data.scan import Scan
-from blockkit.mbdl.data_consistency import prepare
+from blockkit.mbdl.automatic import in_fitting_blocks, settled
+from blockkit.mbdl.data_consistency import DataTerm
 from blockkit.mbdl.room import check_room
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.sense import Encoding
@@ -51,8 +52,11 @@ def make_ready(scan: Scan, methods: list[str], args: argparse.Namespace) -> dict
     """Return what makes the image (z, y, x) of a scan by each method."""
     device = pick_device(args.device)
     model = find_model(args.weights, args.block_shape).to(device) if "mbdl" in methods else None
-    if model is not None and not args.ignore_memory:
-        check_room(model, scan, training=False, unless="--ignore-memory")
+    if model is not None:
+        model = settled(model, scan) if args.block_shape == "auto" else model
+        if not args.ignore_memory:
+            check_room(model, scan, training=False, unless="--ignore-memory")
+    automatic = args.block_shape == "auto"
     A = scan.encoding(device)
     kspace = scan.kspace.to(device)
     if methods != ["cs"]:
@@ -61,19 +65,27 @@ def make_ready(scan: Scan, methods: list[str], args: argparse.Namespace) -> dict
     given = {name: value for name, value in chosen.items() if value is not None}
     few = {**given, "n_iterations": min(FEW, args.n_iterations or FEW)}
     ways: dict[str, Method] = {
-        "gridding": lambda earnest: A.adjoint(A.dcf * kspace),
+        "gridding": lambda earnest: gridding(A, kspace),
         "cs": lambda earnest: compressed_sensing(A, kspace, progress=earnest, **(given if earnest else few)),
     }
     if model is not None:
-        ways["mbdl"] = lambda earnest: run_model(model, A, kspace, earnest)
+        ways["mbdl"] = lambda earnest: run_model(model, A, kspace, progress=earnest, automatic=automatic)
     return {name: ways[name] for name in methods}
 
 
+def gridding(A: Encoding, kspace: Tensor) -> Tensor:
+    """Return the gridding reconstruction."""
+    return A.adjoint(A.dcf * kspace)
+
+
 @torch.no_grad()
-def run_model(model: UnrolledNetwork, A: Encoding, kspace: Tensor, progress: bool) -> Tensor:
-    """Return ``model(A, kspace)``, with a bar over the unrolls if wanted."""
-    data = prepare(A, kspace, model.data_term)
-    x = data.start
-    for k in tqdm(range(model.n_unrolls), unit="unroll", disable=not progress):
-        x = model.regularize(model.data_consistency(x, k, data), k)
-    return x * data.scale
+def run_model(model: UnrolledNetwork, A: Encoding, kspace: Tensor, *, progress: bool, automatic: bool) -> Tensor:
+    """Return ``model(A, kspace)``, with a bar over the unrolls if wanted, and in smaller blocks if need be."""
+
+    def unroll(model: UnrolledNetwork, data: DataTerm) -> Tensor:
+        x = data.start
+        for iterate in tqdm(model.iterates(data), total=model.n_unrolls, unit="unroll", disable=not progress):
+            x = iterate
+        return x * data.scale
+
+    return in_fitting_blocks(model, A, kspace, unroll=unroll, automatic=automatic)

@@ -1,22 +1,28 @@
 """What several commands share: options, the device, the model, and checks before the work begins."""
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
-from blockkit.checks import check_shape3
+from blockkit.checks import Shape3, check_shape3
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import load_model, pretrained
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 BLOCK_SHAPE = (64, 64, 64)
 ZYX = ("Z", "Y", "X")
+TYPED = {  # what the library says to write, and what it is called here
+    r"fit\(\.\.\., check_memory=False\)": "--ignore-memory",
+    r'model\.block_shape = "auto"': "--block-shape auto",
+    r"model\.block_shape = \((\d+), (\d+), (\d+)\)": r"--block-shape \1 \2 \3",
+}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -35,13 +41,28 @@ def add_command(commands: Commands, name: str, usage: str, summary: str, descrip
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add what says which model runs, where and how."""
     parser.add_argument("--weights", type=Path, metavar="FILE", help="mbdl: weights file; without it, the shipped one")
-    parser.add_argument(
-        "--block-shape", type=int, nargs=3, metavar=ZYX, help="mbdl: block in voxels (default 64 64 64)"
-    )
+    add_block_option(parser, "mbdl: block in voxels (default 64 64 64), or auto: the largest that fits")
     add_device_option(parser)
     parser.add_argument(
         "--ignore-memory", action="store_true", default=None, help="mbdl: start also what will not fit into memory"
     )
+
+
+def add_block_option(parser: argparse.ArgumentParser, said: str) -> None:
+    """Add the block: three numbers, or auto."""
+    parser.add_argument("--block-shape", nargs="+", action=_BlockShape, metavar=("Z", "Y X"), help=said)
+
+
+class _BlockShape(argparse.Action):
+    """Takes three whole numbers, or auto."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace, words: object, option: str | None = None
+    ) -> None:
+        given = list(map(str, words)) if isinstance(words, list) else []
+        if given != ["auto"] and (len(given) != 3 or not all(word.removeprefix("-").isdecimal() for word in given)):
+            parser.error(f"{option} has {' '.join(given)!r}, expected Z Y X, such as 64 64 64, or auto.")
+        setattr(args, self.dest, "auto" if given == ["auto"] else tuple(map(int, given)))
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +86,23 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def find_model(weights: Path | None, block_shape: Sequence[int] | None) -> UnrolledNetwork:
+def find_model(weights: Path | None, block_shape: Shape3 | Literal["auto"] | None) -> UnrolledNetwork:
     """Return the model of a weights file, or the shipped one."""
     model = pretrained() if weights is None else load_model(weights)
-    model.block_shape = check_shape3(block_shape or BLOCK_SHAPE, "block_shape")
+    model.block_shape = check_block(block_shape)
     return model
+
+
+def check_block(block_shape: Shape3 | Literal["auto"] | None) -> Shape3 | Literal["auto"]:
+    """Return the block that was typed, or the default; raise if it has no voxels."""
+    return "auto" if block_shape == "auto" else check_shape3(block_shape or BLOCK_SHAPE, "block_shape")
+
+
+def as_options(said: str) -> str:
+    """Return a message of the library with what is to be typed here."""
+    for here, there in TYPED.items():
+        said = re.sub(here, there, said)
+    return said
 
 
 def check_output(path: Path, suffixes: Sequence[str], *inputs: Path | None) -> None:

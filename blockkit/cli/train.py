@@ -3,16 +3,17 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from blockkit.checks import Shape3, check_count, check_shape3
+from blockkit.checks import check_count
 from blockkit.cli.shared import (
-    BLOCK_SHAPE,
     Commands,
+    add_block_option,
     add_command,
     add_device_option,
+    as_options,
+    check_block,
     check_output,
     find_model,
     pick_device,
@@ -57,12 +58,7 @@ def add(commands: Commands) -> None:
     option("--n-steps", type=int, default=1000, metavar="N", help="one scan a step (default 1000)")
     option("--learning-rate", type=float, metavar="R", help=f"default {GO_ON_RATE:g}, with --new {NEW_RATE:g}")
     option("--no-augment", action="store_true", help="do not mirror scans and turn their phase")
-    option(
-        "--block-shape",
-        nargs="+",
-        metavar=("Z", "Y X"),
-        help="block in voxels (default 64 64 64), or auto: the largest that fits",
-    )
+    add_block_option(parser, "block in voxels (default 64 64 64), or auto: the largest that fits")
     option(
         "--checkpoint",
         type=Path,
@@ -107,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             save_weights(model, args.output)
             print(f"Wrote {args.output}: the best weights of {counted(bar.step, 'step')}.", file=sys.stderr)
         if isinstance(error, MemoryError):
-            raise MemoryError(_as_options(str(error))) from error
+            raise MemoryError(as_options(str(error))) from error
         raise
     save_weights(model, args.output)
     print(f"Wrote {args.output}: {_result(history, args.target, args.n_steps)}")
@@ -122,21 +118,6 @@ class _Bar(ProgressBar):
     def __call__(self, progress: Progress) -> None:
         self.step, self.n_new = progress.step, progress.n_new
         super().__call__(progress)
-
-
-def _as_options(said: str) -> str:
-    """Return a message of the library with what is to be typed here."""
-    typed = {"fit(..., check_memory=False)": "--ignore-memory", 'model.block_shape = "auto"': "--block-shape auto"}
-    for here, there in typed.items():
-        said = said.replace(here, there)
-    return said
-
-
-def _block_shape(args: argparse.Namespace) -> Shape3 | Literal["auto"]:
-    if args.block_shape == ["auto"]:
-        return "auto"
-    sizes = [int(size) if str(size).isdecimal() else size for size in args.block_shape or BLOCK_SHAPE]
-    return check_shape3(sizes, "block_shape")
 
 
 def _learning_rate(args: argparse.Namespace) -> float:
@@ -158,17 +139,14 @@ def _good_files(args: argparse.Namespace) -> ScanFolder:
 
 
 def _first_model(args: argparse.Namespace) -> UnrolledNetwork:
-    block = _block_shape(args)
     if args.new is None:
-        model = find_model(args.weights, None)
-        model.block_shape = block
-        return model
+        return find_model(args.weights, args.block_shape)
     if args.weights is not None:
         raise ValueError("--new starts from no weights and --weights from some: leave one of them out.")
     n_unrolls, n_channels = args.new
     torch.manual_seed(args.seed)
     network = ResidualCNN(n_channels, 5, downsample=2, sees_gradient=True)
-    return UnrolledNetwork(network, n_unrolls, shared_weights=False, block_shape=block)
+    return UnrolledNetwork(network, n_unrolls, shared_weights=False, block_shape=check_block(args.block_shape))
 
 
 def _counts(what: str, folder: ScanFolder) -> str:

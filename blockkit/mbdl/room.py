@@ -7,8 +7,8 @@ from math import prod
 import torch
 
 from blockkit.blockwise.reach import reach
-from blockkit.blockwise.resident import free_bytes
-from blockkit.checks import Shape3
+from blockkit.blockwise.resident import free_bytes, resident
+from blockkit.checks import Shape3, check_shape3
 from blockkit.data.scan import Scan
 from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import Case, predict_run, scratch_rate
@@ -16,10 +16,14 @@ from blockkit.mbdl.networks import n_inputs
 from blockkit.mbdl.planner import candidates, largest_block
 from blockkit.mbdl.ranks import n_sharing
 from blockkit.mbdl.unrolled import UnrolledNetwork
+from blockkit.physics.maps import InterpolatedMaps
+from blockkit.physics.off_resonance import OffResonance
+from blockkit.physics.sense import Encoding
 
 TENSORS_A_CHANNEL = 16  # of 4 bytes, that naive backprop keeps at most for an output channel of a kernel, in a voxel
 SHARE_TO_TAKE = 0.8  # of the free memory, by a block that is chosen here: beyond it a system may end the process
 USUAL_BLOCK = (64, 64, 64)  # where it is not known how much is free
+_part: list[int] = []  # of the CPU's memory that this process may hold in all, if others have theirs
 
 
 class NoRoomError(MemoryError):
@@ -65,19 +69,27 @@ def check_room(model: UnrolledNetwork, scan: Scan, *, training: bool, unless: st
     )
 
 
-def largest_fitting(model: UnrolledNetwork, scan: Scan, share_held_out: float = 0.0) -> Shape3:
-    """Return the largest block with which a training step fits into :data:`SHARE_TO_TAKE` of what is free.
+def count_on(n_bytes: int) -> None:
+    """Judge from now on by so many bytes of the CPU's memory beyond what this process holds now: others have theirs."""
+    held = resident()
+    _part[:] = [] if held is None else [held + n_bytes]
+
+
+def largest_fitting(
+    model: UnrolledNetwork, scan: Scan | Encoding, share_held_out: float = 0.0, *, training: bool = True
+) -> Shape3:
+    """Return the largest block with which a run fits into :data:`SHARE_TO_TAKE` of what is free.
 
     If none does, the smallest. The model's own block does not count. Raises ValueError if its network cannot be run in
     exact blocks.
     """
     free = _free_share(model.step_size.device)
-    whole = _candidates(model, scan.image_shape)[0]
+    whole = _candidates(model, _image_shape(scan))[0]
     if free is None:
         return USUAL_BLOCK
-    if _is_small(model, scan, SHARE_TO_TAKE * free, training=True):
+    if _is_small(model, scan, SHARE_TO_TAKE * free, training=training):
         return whole
-    case = _case(model, scan, training=True, share_held_out=share_held_out)
+    case = _case(model, scan, training=training, share_held_out=share_held_out)
     return largest_block(model, case, SHARE_TO_TAKE * free + _loaded(model, case))[0]
 
 
@@ -88,12 +100,14 @@ def smaller_block(model: UnrolledNetwork, image_shape: Shape3) -> Shape3 | None:
     return next((block for block in _candidates(model, image_shape) if prod(block) <= most), None)
 
 
-def say_what_would_fit(model: UnrolledNetwork, scan: Scan, share_held_out: float = 0.0) -> str:
-    """Return a sentence with the block to take after a training step ran out of memory; empty if nothing is known."""
+def say_what_would_fit(
+    model: UnrolledNetwork, scan: Scan | Encoding, share_held_out: float = 0.0, *, training: bool = True
+) -> str:
+    """Return a sentence with the block to take after a run ran out of memory; empty if nothing is known."""
     free = _free_share(model.step_size.device)
     if free is None:
         return ""
-    case = _case(model, scan, training=True, share_held_out=share_held_out)
+    case = _case(model, scan, training=training, share_held_out=share_held_out)
     return _what_would_fit(model, case, free + _loaded(model, case), failed=True)
 
 
@@ -105,7 +119,11 @@ def blocks_in_words(model: UnrolledNetwork) -> str:
 def _free_share(device: torch.device) -> int | None:
     """Return the bytes that are free for this process, of those that share a device."""
     free = free_bytes(device)
-    return None if free is None else free // n_sharing(device)
+    if free is None:
+        return None
+    if device.type == "cpu" and _part:
+        free = max(0, min(free, _part[0] - (resident() or 0)))
+    return free // n_sharing(device)
 
 
 def _candidates(model: UnrolledNetwork, image_shape: Shape3) -> list[Shape3]:
@@ -113,13 +131,32 @@ def _candidates(model: UnrolledNetwork, image_shape: Shape3) -> list[Shape3]:
     return candidates(image_shape, reach(network, n_channels=n_inputs(network)).stride)
 
 
-def _is_small(model: UnrolledNetwork, scan: Scan, free: float, *, training: bool) -> bool:
+def _image_shape(scan: Scan | Encoding) -> Shape3:
+    return check_shape3(scan.in_shape) if isinstance(scan, Encoding) else scan.image_shape
+
+
+def _is_small(model: UnrolledNetwork, scan: Scan | Encoding, free: float, *, training: bool) -> bool:
     """Tell by a bound from above that a run fits."""
     bounded = model.recompute or model.block_shape is None or not training  # else each halo is kept too
-    return bounded and prod(scan.image_shape) * _most_bytes_a_voxel(model) < free
+    return bounded and prod(_image_shape(scan)) * _most_bytes_a_voxel(model) < free
 
 
-def _case(model: UnrolledNetwork, scan: Scan, *, training: bool, share_held_out: float) -> Case:
+def _case(model: UnrolledNetwork, scan: Scan | Encoding, *, training: bool, share_held_out: float) -> Case:
+    rate = _scratch_rate(model, model.step_size.device, training=training)
+    if isinstance(scan, Encoding):
+        on_resonance = not isinstance(scan.fourier, OffResonance)
+        n_coils, n_samples = scan.out_shape
+        return Case(
+            _image_shape(scan),
+            n_coils,
+            n_samples,
+            training,
+            interpolated_maps=isinstance(scan.maps, InterpolatedMaps),
+            coils_at_once=scan.coils_at_once,
+            normal=scan.normal_kind if on_resonance else "auto",
+            off_resonance=not on_resonance,
+            scratch_rate=rate,
+        )
     n_samples = scan.kspace.shape[1]
     return Case(
         scan.image_shape,
@@ -128,7 +165,7 @@ def _case(model: UnrolledNetwork, scan: Scan, *, training: bool, share_held_out:
         training,
         n_held_out=math.ceil(share_held_out * n_samples),
         off_resonance=scan.field_map is not None,
-        scratch_rate=_scratch_rate(model, model.step_size.device, training=training),
+        scratch_rate=rate,
     )
 
 
@@ -147,7 +184,8 @@ def _most_bytes_a_voxel(model: UnrolledNetwork) -> int:
 
 def _loaded(model: UnrolledNetwork, case: Case) -> int:
     """Return the bytes of what is in memory already: maps, k-space, trajectory, weights of the model."""
-    maps, kspace = 8 * case.n_coils * prod(case.image_shape), (8 * case.n_coils + 12) * case.n_samples
+    maps = 0 if case.interpolated_maps else 8 * case.n_coils * prod(case.image_shape)
+    kspace = (8 * case.n_coils + 12) * case.n_samples
     return maps + kspace + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 

@@ -43,7 +43,8 @@ class UnrolledNetwork(nn.Module):
     block_shape
         Block ``(z, y, x)`` in voxels: the regularizer sees one batch of blocks at a time and recomputes it for
         backward, which ties memory to the block. None is naive backprop. Same loss and same gradients either way.
-        ``"auto"`` is for :func:`~blockkit.mbdl.training.fit`, which puts the largest block in its place that fits.
+        ``"auto"``: the largest that fits into four fifths of the free memory, and a smaller one when memory runs out
+        all the same; :func:`~blockkit.mbdl.training.fit` puts it in its place, a reconstruction chooses anew.
     shared_weights
         True: one regularizer for all unrolls. False: each unroll has its own copy.
     data_term
@@ -104,6 +105,10 @@ class UnrolledNetwork(nn.Module):
     def forward(self, A: Encoding, kspace: Tensor) -> Tensor:
         """Reconstruct an image ``(z, y, x)``, complex, from ``kspace`` ``(coil, sample)`` and its encoding operator."""
         _check_precision(kspace, self.regularizers)
+        if self.block_shape == "auto":
+            from blockkit.mbdl.automatic import in_fitting_blocks  # it plans by running such models: not at the top
+
+            return in_fitting_blocks(self, A, kspace)
         return self.unroll(prepare(A, kspace, self.data_term))
 
     def unroll(self, data: DataTerm) -> Tensor:
@@ -134,6 +139,11 @@ class UnrolledNetwork(nn.Module):
 
     def regularize(self, z: Tensor, k: int) -> Tensor:
         """Pass what :meth:`data_consistency` gave through the regularizer of unroll ``k``: whole, or block by block."""
+        if self.block_shape == "auto":
+            raise ValueError(
+                'block_shape is "auto", which model(A, kspace) and fit settle by the size of the scan. Here write '
+                "three numbers, such as model.block_shape = (64, 64, 64)."
+            )
         network = self.regularizers[0 if self.shared_weights else k]
         channels = torch.view_as_real(z).movedim(-1, 0).contiguous() if z.is_complex() else z
         padded = _pad_to_stride(channels, network, required=self.block_shape is not None)

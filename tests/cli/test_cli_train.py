@@ -125,7 +125,6 @@ def test_bad_files_are_refused_by_name_or_left_out(
         (["--subject", "("], "regular expression"),
         (["--pattern", "*.mat"], "No file in"),
         (["--block-shape", "0", "8", "8"], "block_shape"),
-        (["--block-shape", "automatic"], "block_shape"),
         (["-o", "new.txt"], "ends in .safetensors"),
         (["-o", "nowhere/new.safetensors"], "no folder"),
         (["-o", "start.safetensors", "--weights", "start.safetensors"], "is the input"),

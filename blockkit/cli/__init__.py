@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args) or 0)
     except (OSError, ValueError, TypeError) as error:
-        print(f"blockkit: {error}", file=sys.stderr)
+        print(f"blockkit: {as_options(str(error))}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = said or "out of memory. For mbdl, smaller blocks need less: --block-shape 32 32 32."
         print(f"blockkit: {said}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("blockkit: stopped; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"blockkit: {error or 'stopped; nothing was written.'}", file=sys.stderr)
         return 130
 
 

@@ -20,6 +20,8 @@ BLOCK_SHAPE = (64, 64, 64)
 ZYX = ("Z", "Y", "X")
 TYPED = {  # what the library says to write, and what it is called here
     r"fit\(\.\.\., check_memory=False\)": "--ignore-memory",
+    r"reconstruct_folder\(\.\.\., check_memory=False\)": "--ignore-memory",
+    r"by again=True": "by --again",
     r'model\.block_shape = "auto"': "--block-shape auto",
     r"model\.block_shape = \((\d+), (\d+), (\d+)\)": r"--block-shape \1 \2 \3",
 }
@@ -41,7 +43,7 @@ def add_command(commands: Commands, name: str, usage: str, summary: str, descrip
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add what says which model runs, where and how."""
     parser.add_argument("--weights", type=Path, metavar="FILE", help="mbdl: weights file; without it, the shipped one")
-    add_block_option(parser, "mbdl: block in voxels (default 64 64 64), or auto: the largest that fits")
+    add_block_option(parser, "mbdl: block in voxels (default 64 64 64), auto: largest that fits")
     add_device_option(parser)
     parser.add_argument(
         "--ignore-memory", action="store_true", default=None, help="mbdl: start also what will not fit into memory"

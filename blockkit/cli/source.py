@@ -1,6 +1,7 @@
 """The scan that a command is given: a file that says all, or one of which the command line says the rest."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,13 +33,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--with",
         dest="parts",
         nargs="+",
-        metavar="NAME=WHAT",
-        help=".cfl: trajectory=FILE maps=FILE noise=FILE; arrays: kspace='NAME: coil spoke readout' "
-        "trajectory='NAME: spoke readout (kx ky kz)', as in bk.load_arrays",
+        metavar=("PART=WHAT", "..."),
+        help=".cfl: trajectory=FILE maps=FILE noise=FILE; arrays: as in bk.load_arrays, "
+        "kspace='NAME: coil spoke readout' trajectory='NAME: spoke readout (kx ky kz)'",
     )
     parser.add_argument("--voxel-size", type=float, nargs=3, metavar=ZYX, help="in mm: of .cfl and arrays")
     parser.add_argument("--image-shape", type=int, nargs=3, metavar=ZYX, help="voxels wanted: of raw files")
-    parser.add_argument("--unit", choices=UNITS, metavar="U", help=f"of a raw file's trajectory: {', '.join(UNITS)}")
+    parser.add_argument("--unit", choices=UNITS, metavar="U", help=f"of a raw trajectory: {', '.join(UNITS)}")
     parser.add_argument("--n-coils", type=int, metavar="N", help="compress the coils to so many")
 
 
@@ -47,6 +48,20 @@ def open_source(args: argparse.Namespace) -> Scan:
     if _kind(args) == "blockkit":
         return open_scan(args.file, n_coils=args.n_coils)
     return make_scan(_open_raw(args), n_coils=args.n_coils)
+
+
+def open_path(
+    path: Path,
+    *,
+    parts: Sequence[str] | None = None,
+    voxel_size: Sequence[float] | None = None,
+    image_shape: Sequence[int] | None = None,
+    unit: str | None = None,
+    n_coils: int | None = None,
+) -> Scan:
+    """Return the scan of a file, with what the command line says of all files of a folder."""
+    said = {"parts": parts, "voxel_size": voxel_size, "image_shape": image_shape, "unit": unit, "n_coils": n_coils}
+    return open_source(argparse.Namespace(file=path, **said))
 
 
 def look_at_source(args: argparse.Namespace) -> ScanHead:

@@ -47,6 +47,8 @@ class ScanFolder(Sequence[Scan]):
         The files, sorted.
     subjects
         The subject of each file.
+    load
+        As given.
 
     Raises
     ------
@@ -74,7 +76,7 @@ class ScanFolder(Sequence[Scan]):
         load: Opener | None = None,
         cache_gib: float = 1.0,
     ) -> None:
-        self.path, self._load = Path(path), load
+        self.path, self.load = Path(path), load
         self._most_bytes = int(check_number(cache_gib, "cache_gib") * GIB)
         self.paths = _find(self.path, pattern)
         self.subjects = tuple(_subject(file.relative_to(self.path), subject) for file in self.paths)
@@ -94,7 +96,7 @@ class ScanFolder(Sequence[Scan]):
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
-        scan = self._read(self.paths[number])
+        scan = read_scan(self.paths[number], self.load)
         size = _n_bytes(scan)
         if size <= self._most_bytes:
             while self._n_bytes + size > self._most_bytes:
@@ -153,23 +155,14 @@ class ScanFolder(Sequence[Scan]):
         FolderReport
             To print. ``report.good`` is the folder without the bad files, ``report.require()`` raises if there are any.
         """
-        files = check_files(self.path, self.paths, self._load, needs_reference=needs_reference, values=values)
+        files = check_files(self.path, self.paths, self.load, needs_reference=needs_reference, values=values)
         good = [i for i, file in enumerate(files) if file.problem is None]
         return FolderReport(files, len(set(self.subjects)), self, self._with(good))
-
-    def _read(self, path: Path) -> Scan:
-        if self._load is None:
-            return open_scan(path)
-        with named_in_errors(path):
-            scan = self._load(path)
-            if not isinstance(scan, Scan):
-                raise TypeError(f"load gives a {type(scan).__name__}, expected a blockkit.Scan: bk.make_scan(raw).")
-            return scan
 
     def _with(self, numbers: Iterable[int]) -> "ScanFolder":
         """Return a folder of some of the files, with a cache of its own."""
         other = object.__new__(ScanFolder)
-        other.path, other._load, other._most_bytes = self.path, self._load, self._most_bytes
+        other.path, other.load, other._most_bytes = self.path, self.load, self._most_bytes
         chosen = list(numbers)
         other.paths = tuple(self.paths[i] for i in chosen)
         other.subjects = tuple(self.subjects[i] for i in chosen)
@@ -183,6 +176,17 @@ class ScanFolder(Sequence[Scan]):
     def __repr__(self) -> str:
         sizes = f"{counted(len(self), 'file')} of {counted(len(set(self.subjects)), 'subject')}"
         return f"ScanFolder('{self.path}': {sizes})"
+
+
+def read_scan(path: Path, load: Opener | None) -> Scan:
+    """Return the scan in a file, read by ``load`` where there is one: the parameter of :class:`ScanFolder`."""
+    if load is None:
+        return open_scan(path)
+    with named_in_errors(path):
+        scan = load(path)
+        if not isinstance(scan, Scan):
+            raise TypeError(f"load gives a {type(scan).__name__}, expected a blockkit.Scan: bk.make_scan(raw).")
+        return scan
 
 
 def _find(path: Path, pattern: str | None) -> tuple[Path, ...]:

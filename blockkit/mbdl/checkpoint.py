@@ -67,7 +67,7 @@ def _save(run: Run, path: Path) -> None:
     tensors |= {f"optimizer.{name}": value for name, value in run.optimizer.state().items()}
     metadata = {
         "format": TRAINING_FORMAT,
-        "version": _version(),
+        "version": library_version(),
         "run": json.dumps(run.identity()),
         "history": json.dumps(asdict(run.history)),
     }
@@ -88,7 +88,7 @@ def _load(run: Run, path: Path) -> None:
     if found != expected:
         raise ValueError(
             f"{path} belongs to another run: it has {found}, this call has {expected}. It was written by "
-            f"{metadata.get('version', 'an older blockkit')}, this is {_version()}. "
+            f"{metadata.get('version', 'an older blockkit')}, this is {library_version()}. "
             "Call fit as before to resume, or name another checkpoint to start anew."
         )
     weights, best = below(tensors, "model."), below(tensors, "best.")
@@ -117,7 +117,8 @@ def _damaged(path: Path, why: object) -> ValueError:
     return ValueError(f"{path} is a training checkpoint that is damaged ({why!r}). Delete it, or name another file.")
 
 
-def _version() -> str:
+def library_version() -> str:
+    """Return the versions of this library and of torch."""
     try:
         return f"blockkit {version('blockkit')}, torch {torch.__version__}"
     except PackageNotFoundError:

@@ -129,10 +129,10 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring a folder's names to the disk, on systems that can."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)

@@ -43,9 +43,7 @@ class Claims:
     def take(self, path: Path) -> bool:
         """Take a claim, unless another process has it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and self.owner(path) is None:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        self.remove_if_free(path)
         self._held.add(path)
         try:
             number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -62,6 +60,14 @@ class Claims:
             with contextlib.suppress(OSError):
                 path.unlink()
         self._held.discard(path)
+
+    def remove_if_free(self, path: Path) -> bool:
+        """Remove a claim that is there and free, which a process has left that ended early; tell whether there was."""
+        if not path.exists() or self.owner(path) is not None:
+            return False
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return True
 
     def owner(self, path: Path) -> str | None:
         """Return who has a claim, in words; None if it is free."""

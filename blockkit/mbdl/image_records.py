@@ -127,16 +127,13 @@ def read_record(place: Place) -> dict[str, Any]:
 
 def write_record(place: Place, content: Mapping[str, object]) -> None:
     """Write a record whole or not at all; it is on the disk when this returns."""
-    place.record.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.record.with_name(f".{place.record.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **content}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, place.record)
-    finally:
-        beside.unlink(missing_ok=True)
+    place.under_way.mkdir(parents=True, exist_ok=True)
+    beside = place.under_way / place.record.name
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT, **content}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, place.record)
     sync_folder(place.record.parent)
 
 

@@ -144,8 +144,9 @@ class Queue:
                     self.result.images[place.scan] = place.image
                 else:
                     other.append(f"{printable(place.name)} ({unlike})")
-            if place.claim.exists() and self._claims.owner(place.claim) is None:
+            if self._claims.remove_if_free(place.claim):
                 interrupted.append(place)
+                shutil.rmtree(place.under_way, ignore_errors=True)
         if other and not again:
             more = f" and {len(other) - NAMED} more" if len(other) > NAMED else ""
             raise ValueError(

@@ -41,7 +41,7 @@ def reconstruct_folder(
     size and time of the scan's file, the weights' SHA-256 or the function's name and options, seconds, versions. Both
     are written beside and renamed, image first, so after Ctrl-C, a kill or a power cut what is there is whole. An image
     whose record says the same as this call is left alone. Block, device and threads may differ: they change no image
-    but by rounding.
+    but by rounding. What a function does inside is not looked at. On one thread images have the bits of single ones.
 
     A scan that fails is in ``result.problems``, with its reason in its record; the others go on, and the next call
     tries it again. Of several workers each counts on its part of the free memory; a scan that does not fit into it, or
@@ -52,7 +52,7 @@ def reconstruct_folder(
     Parameters
     ----------
     folder
-        Scans, or where they are. With several workers, its ``load`` must be one that another Python can import.
+        Scans, or where they are. Its ``load`` is a function of a module, or :func:`functools.partial` of one.
     output
         Folder to write into, made if it is not there. Within ``folder`` it is not read.
     method
@@ -145,6 +145,10 @@ def _check_output(folder: ScanFolder, output: Path) -> None:
     if output.resolve() == folder.path.resolve():
         raise ValueError(
             f"The output '{output}' is the folder of the scans. Give another, such as '{output / 'images'}'."
+        )
+    if output.name.endswith((".nii", ".nii.gz")) and not output.is_dir():
+        raise ValueError(
+            f"The output '{output}' is the name of an image, expected a folder: one for each scan goes there."
         )
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output '{output}' is a file, expected a folder for the images of a folder.")

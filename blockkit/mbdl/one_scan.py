@@ -66,7 +66,8 @@ def attempt(place: Place, recipe: Recipe) -> Attempt:
             if not isinstance(error, OSError | TypeError | ValueError | MemoryError):
                 problem = f"{type(error).__name__}: {problem}"
     shutil.rmtree(place.under_way, ignore_errors=True)
-    give_back_free_memory()
+    if lacked_room:
+        give_back_free_memory()
     return Attempt(time.perf_counter() - began, problem, lacked_room, tuple(str(warning.message) for warning in said))
 
 

@@ -116,6 +116,7 @@ class Queue:
         self._taken: list[Place] = []
         self._failed_before: dict[str, dict[str, Any]] = {}
         self._elsewhere: set[str] = set()
+        self._said: set[str] = set()
 
     @property
     def is_open(self) -> bool:
@@ -219,9 +220,9 @@ class Queue:
         """Say once for each scan which other process has it, while this one waits."""
         for place in self._left:
             owner = self._claims.owner(place.claim)
-            if place.name in self._elsewhere and owner is not None:
+            if place.name in self._elsewhere - self._said and owner is not None:
+                self._said.add(place.name)
                 print(f"Waiting for {printable(place.name)}: {owner} has it.", file=sys.stderr, flush=True)
-        self._elsewhere.clear()
 
     def clean_up(self) -> None:
         """Remove what is left of scans under way."""

@@ -16,11 +16,10 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch import nn
 
-from blockkit.blockwise.resident import free_bytes
+from blockkit.blockwise.resident import free_bytes, give_back_heap
 from blockkit.mbdl.image_records import Place
 from blockkit.mbdl.one_scan import Attempt, Recipe, attempt
 from blockkit.mbdl.room import count_on
-from blockkit.mbdl.shortage import give_back_free_memory
 
 Results = list[tuple[Place, Attempt]]
 END_SECONDS = 5.0  # for a process to end before it is killed
@@ -189,7 +188,7 @@ def serve(connection: Connection, device: str, n_threads: int) -> None:
             place, part = connection.recv()
         except EOFError:
             return
-        give_back_free_memory()
+        give_back_heap()  # or the next scan's part would be counted from what is only held
         if part is not None:
             count_on(part)
         connection.send(attempt(place, recipe))

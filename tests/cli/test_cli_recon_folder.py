@@ -145,6 +145,7 @@ def test_stopped_it_says_how_far_it_came_and_how_to_go_on(
     assert main(command) == 0
 
 
+@pytest.mark.slow
 def test_a_scan_that_will_not_fit_says_what_to_type(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

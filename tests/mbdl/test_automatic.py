@@ -63,6 +63,7 @@ def test_what_fits_as_a_whole_is_run_as_one_block_and_the_model_stays_as_it_is(
     assert model.block_shape == "auto"
 
 
+@pytest.mark.slow
 def test_the_block_is_the_largest_with_which_a_reconstruction_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = UnrolledNetwork(ResidualCNN(64, 2), 1, block_shape="auto")
     monkeypatch.setattr(room, "_scratch_rate", lambda *_, training: 0.0)
@@ -97,6 +98,7 @@ def test_a_block_of_ones_own_is_kept_and_the_message_says_what_would_fit(tried: 
         in_fitting_blocks(make_model((8, 8, 48)), A, SCAN.kspace, automatic=False)
 
 
+@pytest.mark.slow
 def test_if_the_smallest_block_is_too_large_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(network, x, *args, **options):  # type: ignore[no-untyped-def]
         if isinstance(x, FakeTensor):
@@ -139,6 +141,7 @@ def test_where_the_scan_is_not_known_auto_is_refused_with_what_to_write() -> Non
         make_model("auto").unroll(prepare(A, SCAN.kspace))
 
 
+@pytest.mark.slow
 def test_a_process_with_a_part_of_the_memory_counts_on_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "free_bytes", lambda _: 2**40)
     monkeypatch.setattr(room, "_part", [])

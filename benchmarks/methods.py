@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import blockkit as bk
 from blockkit.blockwise.blocks import cut_blocks
+from blockkit.group import ALONE, Group
 from blockkit.mbdl.data_consistency import DataTerm, prepare
 from blockkit.mbdl.loss import training_loss
 
@@ -41,7 +42,7 @@ class SliceCheckpointAssign(bk.UnrolledNetwork):
 
     side = BLOCK
 
-    def regularize(self, z: Tensor, k: int) -> Tensor:
+    def regularize(self, z: Tensor, k: int, group: Group = ALONE) -> Tensor:
         """Run the network block by block."""
         network = self.regularizers[0]
         x = torch.view_as_real(z).movedim(-1, 0).contiguous()

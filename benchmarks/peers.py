@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import blockkit as bk
+from blockkit.group import ALONE, Group
 
 PEERS = {"deepinv": "deepinv==0.5.0", "monai": "monai==1.6.1"}
 HALO = 5
@@ -33,7 +34,7 @@ class ByPeer(bk.UnrolledNetwork):
 
     run: Run
 
-    def regularize(self, z: Tensor, k: int) -> Tensor:
+    def regularize(self, z: Tensor, k: int, group: Group = ALONE) -> Tensor:
         """Pass the image through the peer's tiling."""
         y = self.run(self.regularizers[0], torch.view_as_real(z).movedim(-1, 0).contiguous()[None])[0]
         return torch.view_as_complex(y.movedim(0, -1).contiguous())

@@ -45,8 +45,10 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from blockkit.blockwise import guards
+from blockkit.blockwise.spread import Share, Spread
 from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3, check_count
+from blockkit.group import ALONE, Group
 from blockkit.ledger import few_for_all, part
 
 Slices = tuple[slice, slice, slice]
@@ -135,6 +137,7 @@ class _Job:
     keep_graphs: bool
     exact: bool
     autocast: Callable[[], AbstractContextManager[object]]
+    share: Share
 
     def rounds(self, x: Tensor) -> Sequence[_Batch]:
         """Return the batches to take one after the other: all, unless memory is predicted and each drops its graph."""
@@ -211,6 +214,7 @@ def apply_blockwise(
     blocks_at_once: int | None = None,
     recompute: bool = True,
     exact: bool = True,
+    group: Group = ALONE,
 ) -> Tensor:
     r"""Return ``network(x[None])[0]``, output and gradients, at the memory of a few blocks.
 
@@ -234,6 +238,9 @@ def apply_blockwise(
         Run each batch again in backward. If not, its activations are kept: more memory, the same answer.
     exact
         Refuse what cannot give the whole volume's answer. False: go on, with a warning.
+    group
+        The processes over which the windows are dealt, all with the same ``x`` and network, from
+        :func:`blockkit.group.join`: each runs its own, and all get the whole volume and the whole gradients.
 
     Returns
     -------
@@ -259,11 +266,14 @@ def apply_blockwise(
     block = guards.three(block_shape, "block_shape", least=1)
     asked = None if halo is None else guards.three(halo, "halo", least=0)
     used_halo, stride = guards.halo_and_stride(network, x.shape, block, asked, exact=exact)
-    batches = _batches(cut_blocks(volume_shape, block, used_halo, stride), blocks_at_once, x.device.type)
+    blocks = cut_blocks(volume_shape, block, used_halo, stride)
+    batches = _batches(blocks, group.share(len(blocks)), blocks_at_once, x.device.type)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     keep_graphs = not recompute and torch.is_grad_enabled() and (x.requires_grad or bool(trained))
-    job = _Job(network, _numbers(network, trained), batches, keep_graphs, exact, _autocast_now(x.device.type))
-    y: Tensor = Blockwise.apply(job, x, *trained)  # type: ignore[no-untyped-call]
+    share = Share(group, Blockwise, [block.place for block in blocks])
+    job = _Job(network, _numbers(network, trained), batches, keep_graphs, exact, _autocast_now(x.device.type), share)
+    node = Blockwise if group.size == 1 else Spread
+    y: Tensor = node.apply(job, x, *trained)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -278,19 +288,22 @@ def _numbers(network: nn.Module, parameters: Sequence[Tensor]) -> dict[str, int]
     return {f"{path}.{key}".lstrip("."): number[id(value)] for path, key, value in held if id(value) in number}
 
 
-def _batches(blocks: list[Block], at_once: int | None, device_type: str) -> list[_Batch]:
-    """Put the blocks into batches.
+def _batches(blocks: list[Block], mine: slice, at_once: int | None, device_type: str) -> list[_Batch]:
+    """Put the blocks of this process into batches.
 
     On a CPU, PyTorch's 3D convolution takes up to 20 times as long for a small window alone as for one of two. So
-    there are two at once, and a last window that would be alone has company: itself once more, with nothing kept.
+    there are two at once, and a last window that would be alone has company: itself once more, with nothing kept. A
+    process without blocks runs a window too, and keeps nothing of it: so it knows what the network gives.
     """
     if at_once is None:
         at_once = windows_at_once(device_type)
     check_count(at_once, "blocks_at_once")
-    if device_type == "cpu" and at_once > 1 and len(blocks) > 1 and len(blocks) % at_once == 1:
-        nothing = (slice(0, 0),) * 3
-        blocks = [*blocks, Block(blocks[-1].window, nothing, nothing)]
-    return [_Batch(blocks[i : i + at_once]) for i in range(0, len(blocks), at_once)]
+    nothing = (slice(0, 0),) * 3
+    company = Block(blocks[-1].window, nothing, nothing)
+    own = blocks[mine] or [company]
+    if device_type == "cpu" and at_once > 1 and len(blocks) > 1 and len(own) % at_once == 1:
+        own = [*own, company]
+    return [_Batch(own[i : i + at_once]) for i in range(0, len(own), at_once)]
 
 
 def windows_at_once(device_type: str) -> int:

@@ -12,9 +12,9 @@ from blockkit.checks import check_count, check_number
 from blockkit.data.files import ScanFileError, counted
 from blockkit.data.folder_report import FolderReport, check_files
 from blockkit.data.formats import ARRAYS
-from blockkit.data.opening import HDF5_SUFFIXES, Opener, open_scan
+from blockkit.data.opening import HDF5_SUFFIXES, Opener, kind_of, open_scan
 from blockkit.data.raw import named_in_errors
-from blockkit.data.scan import Scan
+from blockkit.data.scan import Scan, load_scan
 from blockkit.ledger import GIB
 
 
@@ -76,7 +76,7 @@ class ScanFolder(Sequence[Scan]):
         load: Opener | None = None,
         cache_gib: float = 1.0,
     ) -> None:
-        self.path, self.load = Path(path), load
+        self.path, self.load, self._spread = Path(path), load, False
         self._most_bytes = int(check_number(cache_gib, "cache_gib") * GIB)
         self.paths = _find(self.path, pattern)
         self.subjects = tuple(_subject(file.relative_to(self.path), subject) for file in self.paths)
@@ -96,7 +96,7 @@ class ScanFolder(Sequence[Scan]):
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
-        scan = read_scan(self.paths[number], self.load)
+        scan = self._read(self.paths[number])
         size = _n_bytes(scan)
         if size <= self._most_bytes:
             while self._n_bytes + size > self._most_bytes:
@@ -139,6 +139,15 @@ class ScanFolder(Sequence[Scan]):
         training, validating = map(self._with, halves)
         return training, validating
 
+    def spread(self) -> "ScanFolder":
+        """Return a folder of the same files that reads of each this process's part, as :meth:`Scan.spread` gives it.
+
+        Of files in the project's HDF5 no other coils are read. All processes read the same files in the same order.
+        """
+        other = self._with(range(len(self)))
+        other._spread = True
+        return other
+
     def check(self, *, needs_reference: bool = False, values: bool | None = None) -> FolderReport:
         """Look at every file, and report what is wrong with which: by field, without reading more than is needed.
 
@@ -159,10 +168,17 @@ class ScanFolder(Sequence[Scan]):
         good = [i for i, file in enumerate(files) if file.problem is None]
         return FolderReport(files, len(set(self.subjects)), self, self._with(good))
 
+    def _read(self, path: Path) -> Scan:
+        if self._spread and self.load is None and kind_of(path) == "blockkit":
+            return load_scan(path, spread=True)
+        scan = read_scan(path, self.load)
+        return scan.spread() if self._spread else scan
+
     def _with(self, numbers: Iterable[int]) -> "ScanFolder":
         """Return a folder of some of the files, with a cache of its own."""
         other = object.__new__(ScanFolder)
         other.path, other.load, other._most_bytes = self.path, self.load, self._most_bytes
+        other._spread = self._spread
         chosen = list(numbers)
         other.paths = tuple(self.paths[i] for i in chosen)
         other.subjects = tuple(self.subjects[i] for i in chosen)

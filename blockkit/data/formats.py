@@ -33,6 +33,7 @@ from torch import Tensor
 from blockkit.checks import check_volume
 from blockkit.data.files import ScanFileError, check_is_file, check_voxel_size, printable, written_beside
 from blockkit.data.hdf5 import find, open_hdf5, plain, read_attribute, read_dataset
+from blockkit.group import ALONE, Group
 
 FORMAT, VERSION = "blockkit-scan", 1
 
@@ -78,13 +79,17 @@ def write_scan_file(
                 dataset.attrs["axes"], dataset.attrs["unit"] = ", ".join(axes), unit
 
 
-def read_scan_file(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], tuple[float, ...]]:
+def read_scan_file(
+    path: str | os.PathLike[str], group: Group = ALONE
+) -> tuple[dict[str, NDArray[Any]], tuple[float, ...]]:
     """Read the arrays and the voxel size (z, y, x) in mm of a file in the layout of this module.
 
     Parameters
     ----------
     path
         The file.
+    group
+        The processes that share the coils: of k-space and maps only this one's are read.
 
     Returns
     -------
@@ -100,11 +105,21 @@ def read_scan_file(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]
     """
     path = check_is_file(path)
     with open_hdf5(path) as file:
-        arrays = {
-            name: np.ascontiguousarray(read_dataset(dataset, name, path), _LAYOUT[name][0])
-            for name, dataset in find_datasets(file, path).items()
-        }
+        datasets = find_datasets(file, path)
+        fit = len(datasets["kspace"]) == len(datasets["maps"])  # or else the scan will say so
+        own = group.share(len(datasets["maps"])) if group.size > 1 and fit else slice(None)
+        arrays = {name: _read(dataset, name, path, own) for name, dataset in datasets.items()}
         return arrays, read_voxel_size(file, path)
+
+
+def _read(dataset: h5py.Dataset, name: str, path: Path, coils: slice) -> NDArray[Any]:
+    """Return a dataset, of some coils alone if it has any: of none, one of zeros."""
+    dtype, axes, _ = _LAYOUT[name]
+    if "coil" not in axes or coils == slice(None):
+        return np.ascontiguousarray(read_dataset(dataset, name, path), dtype)
+    if coils.start == coils.stop and len(dataset):
+        return np.zeros((1, *dataset.shape[1:]), dtype)
+    return np.ascontiguousarray(read_dataset(dataset, name, path, coils), dtype)
 
 
 def find_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:

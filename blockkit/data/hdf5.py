@@ -89,10 +89,10 @@ def find(group: h5py.Group, name: str) -> h5py.Dataset | h5py.Group | None:
     return member if isinstance(member, h5py.Dataset | h5py.Group) else None
 
 
-def read_dataset(dataset: h5py.Dataset, name: str, path: Path) -> NDArray[Any]:
-    """Return a dataset as an array, or raise if the file cannot hold what it promises."""
+def read_dataset(dataset: h5py.Dataset, name: str, path: Path, rows: slice = slice(None)) -> NDArray[Any]:
+    """Return a dataset, or some rows of it, as an array, or raise if the file cannot hold what it promises."""
     check_stored(dataset, name, path)
-    return np.asarray(dataset[()])
+    return np.asarray(dataset[()] if rows == slice(None) else dataset[rows])
 
 
 def check_stored(dataset: h5py.Dataset, name: str, path: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from blockkit.data.band import limit_band, smallest_region
 from blockkit.data.files import ScanFileError, check_voxel_size
 from blockkit.data.formats import ARRAYS, read_scan_file, write_scan_file
 from blockkit.data.render import voxel_size_mm
+from blockkit.group import ALONE, Group, join
 from blockkit.physics.coils import FOV_MM, simulate_maps
 from blockkit.physics.fourier import NUFFT, check_trajectory
 from blockkit.physics.sense import Encoding
@@ -51,6 +52,8 @@ class Scan:
         Off-resonance frequency of each voxel, float32, shape ``(z, y, x)``, in Hz, and when each sample was read out,
         float32, shape ``(sample,)``, in seconds, as :class:`~blockkit.physics.off_resonance.OffResonance` has them; or
         None, both. Every reconstruction and training takes them into account.
+    group
+        The processes that share the coils; ``kspace`` and ``maps`` are those of this one. :meth:`spread` sets it.
 
     Raises
     ------
@@ -75,6 +78,7 @@ class Scan:
     reference: Tensor | None = None
     field_map: Tensor | None = None
     times: Tensor | None = None
+    group: Group = ALONE
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
@@ -88,10 +92,29 @@ class Scan:
 
     def encoding(self, device: torch.device | str = "cpu") -> Encoding:
         """Return the encoding operator of the scan on ``device``, off resonance where there is a field map."""
-        A = Encoding(self.trajectory.to(device), self.maps)
+        A = Encoding(self.trajectory.to(device), self.maps).spread_over(self.group)
         if self.field_map is None or self.times is None:
             return A
         return A.off_resonant(self.field_map, self.times)
+
+    def spread(self) -> "Scan":
+        """Return this process's part of the scan: its coils of k-space and maps; all else is shared.
+
+        Coils are dealt out over the processes that ``torchrun`` started, as evenly as it goes; a process without one
+        has a coil that receives nothing. What is made of a part is made of the whole scan: all processes call
+        :class:`~blockkit.mbdl.unrolled.UnrolledNetwork` or :func:`compressed_sensing` on theirs together, and all get
+        the image. Coils are mixed, calibrated and compressed before. With one process this is the scan itself.
+
+        Examples
+        --------
+        >>> part = scan.spread()
+        >>> image = bk.compressed_sensing(part.encoding(), part.kspace, n_iterations=2, wavelet="haar")
+        """
+        group = join()
+        if group.size == 1 or self.group.size > 1:
+            return self
+        own = group.share(self.n_coils)
+        return replace(self, kspace=_own(self.kspace, own), maps=_own(self.maps, own), group=group)
 
     @property
     def image_shape(self) -> Shape3:
@@ -101,11 +124,13 @@ class Scan:
 
     @property
     def n_coils(self) -> int:
-        """Number of coils."""
+        """Number of coils: of a scan that is spread, of those of this process."""
         return int(self.maps.shape[0])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scan to an HDF5 file, by custom ``.h5``; an older file is replaced once the new one is whole."""
+        if self.group.size > 1:
+            raise ValueError("this scan is spread over processes, and has the coils of one: save it before.")
         arrays = {name: getattr(self, name) for name in ARRAYS}
         known = {name: a.detach().cpu().resolve_conj().resolve_neg() for name, a in arrays.items() if a is not None}
         write_scan_file(path, {name: a.numpy() for name, a in known.items()}, self.voxel_size)
@@ -113,8 +138,14 @@ class Scan:
     def __repr__(self) -> str:
         return (
             f"Scan(image_shape={self.image_shape}, n_coils={self.n_coils}, n_samples={self.kspace.shape[1]}, "
-            f"reference={'yes' if self.reference is not None else 'no'})"
+            f"reference={'yes' if self.reference is not None else 'no'}"
+            + (f", process {self.group.rank} of {self.group.size})" if self.group.size > 1 else ")")
         )
+
+
+def _own(array: Tensor, coils: slice) -> Tensor:
+    """Return some coils, in memory of their own, or one of zeros if there are none."""
+    return array[coils].clone() if coils.stop > coils.start else torch.zeros_like(array[:1])
 
 
 def check_shapes(
@@ -154,13 +185,16 @@ def check_shapes(
         )
 
 
-def load_scan(path: str | os.PathLike[str]) -> Scan:
+def load_scan(path: str | os.PathLike[str], *, spread: bool = False) -> Scan:
     """Read a scan that :meth:`Scan.save` wrote.
 
     Parameters
     ----------
     path
         The HDF5 file; :mod:`blockkit.data.formats` says what is in it.
+    spread
+        Read this process's part, as :meth:`Scan.spread` gives it, and of k-space and maps no more than that. All
+        processes call it, and if one fails, all do.
 
     Returns
     -------
@@ -180,9 +214,15 @@ def load_scan(path: str | os.PathLike[str]) -> Scan:
     >>> bk.load_scan("scan.h5").kspace.shape
     torch.Size([4, 2560])
     """
-    arrays, voxel_size = read_scan_file(path)
+    group = join() if spread else ALONE
+    return group.together("load_scan", lambda: _load(path, group))
+
+
+def _load(path: str | os.PathLike[str], group: Group) -> Scan:
+    arrays, voxel_size = read_scan_file(path, group)
     try:
-        return Scan(**{name: torch.from_numpy(a) for name, a in arrays.items()}, voxel_size=voxel_size)  # type: ignore[arg-type]
+        tensors = {name: torch.from_numpy(a) for name, a in arrays.items()}
+        return Scan(**tensors, voxel_size=voxel_size, group=group)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise ScanFileError(f"'{os.fspath(path)}' holds a scan that does not fit together: {error}") from error
 

@@ -1,5 +1,7 @@
 """Augmentation: the same scan as of a mirrored body, with another phase, at no cost."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def mirrored(data: DataTerm, target: Tensor | HeldOut, generator: torch.Generato
         return change(turn.conj() * x)
 
     changed = target.changed(undo, redo) if isinstance(target, HeldOut) else redo(target)
-    return DataTerm(normal, redo(data.b), redo(data.start), data.scale), changed
+    return replace(data, normal=normal, b=redo(data.b), start=redo(data.start)), changed
 
 
 def _coin(generator: torch.Generator) -> bool:

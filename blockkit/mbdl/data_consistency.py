@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from blockkit.checks import check_finite, check_tensor
+from blockkit.group import ALONE, Group
 from blockkit.physics.sense import Encoding
 from blockkit.physics.solvers import conjugate_gradient
 
@@ -32,12 +33,15 @@ class DataTerm:
         Scaled gridding reconstruction, complex, shape ``(z, y, x)``: the first iterate, of magnitude about 1.
     scale
         ``s``, a real tensor without axes: multiply an image of the network's scale by it to get the scan's own unit.
+    group
+        The processes that share the scan: N is that of all coils, and all that is here is alike on all of them.
     """
 
     normal: Normal
     b: Tensor
     start: Tensor
     scale: Tensor
+    group: Group = ALONE
 
 
 def prepare(A: Encoding, kspace: Tensor, data_term: str = "density") -> DataTerm:
@@ -60,10 +64,16 @@ def prepare(A: Encoding, kspace: Tensor, data_term: str = "density") -> DataTerm
     ------
     ValueError
         If ``kspace`` holds NaN or infinity, or it or the maps require a gradient: scale and start are not
-        differentiated.
+        differentiated. If ``A`` is spread over processes, and they have different scans.
     """
+    return A.group.together("the data term", lambda: _prepare(A, kspace, data_term))
+
+
+def _prepare(A: Encoding, kspace: Tensor, data_term: str) -> DataTerm:
     if data_term not in DATA_TERMS:
         raise ValueError(f"data_term is {data_term!r}, expected one of {', '.join(map(repr, DATA_TERMS))}.")
+    A.group.agree(f"a scan of {A.out_shape[1]} samples and an image of {A.in_shape}, {kspace.dtype}, by {data_term!r}")
+    A.group.check_alike("trajectory", lambda: A.trajectory.norm(dim=0), "Give all processes parts of one scan.")
     unit = _unit(kspace, A)
     if data_term == "density" and A.weights is None:
         A, kspace = A.weighted(A.dcf), kspace * (A.dcf.to(unit.dtype).sqrt() / unit)
@@ -81,7 +91,7 @@ def prepare(A: Encoding, kspace: Tensor, data_term: str = "density") -> DataTerm
         magnitude = (gridded * fit).abs().square_()
         scale = _ratio(magnitude.square().sum(), magnitude.sum()).sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return DataTerm(normal, b / scale, gridded * (fit / scale), scale * unit)
+    return DataTerm(normal, b / scale, gridded * (fit / scale), scale * unit, A.group)
 
 
 def _unit(kspace: Tensor, A: Encoding) -> Tensor:
@@ -90,9 +100,10 @@ def _unit(kspace: Tensor, A: Encoding) -> Tensor:
     for name, value in (("kspace", kspace), ("maps", A.maps)):
         if value.requires_grad:
             raise ValueError(f"{name} requires a gradient, expected measured data: write {name}.detach().")
-    largest = torch.stack([torch.linalg.vector_norm(coil, torch.inf) for coil in kspace]).amax()
-    if not isinstance(largest, FakeTensor) and not torch.isfinite(largest):
+    own = torch.stack([torch.linalg.vector_norm(coil, torch.inf) for coil in kspace]).amax()
+    if not isinstance(own, FakeTensor) and not torch.isfinite(own):
         check_finite(kspace, "kspace")
+    largest = A.group.largest("the unit of k-space", own)
     return torch.where(largest > 0, largest, torch.ones_like(largest))
 
 

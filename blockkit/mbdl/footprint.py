@@ -13,6 +13,7 @@ from blockkit.blockwise.reach import reach
 from blockkit.blockwise.resident import give_back_heap
 from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3
+from blockkit.group import ALONE, Group
 from blockkit.ledger import part
 from blockkit.mbdl.data_consistency import DataTerm
 from blockkit.mbdl.held_out import HeldOut
@@ -57,6 +58,8 @@ class Case:
     """Samples of the ``n_samples`` that only the loss sees; 0: the loss compares with a reference."""
     off_resonance: bool = False
     """Whether the operator is off resonance: then ``normal`` is that of ``"nufft"``."""
+    group: Group = ALONE
+    """The processes that share the scan: ``n_coils`` are those of this one, and the windows are dealt out."""
     scratch_rate: float = 0.0
     """Bytes a voxel of the windows that kernels take for themselves, from :func:`scratch_rate`."""
 
@@ -153,6 +156,7 @@ def run_from_nothing(model: UnrolledNetwork, case: Case) -> None:
         A = Encoding(trajectory[n_held_out:], maps, weights=weights[n_held_out:], **how)  # type: ignore[arg-type]
         if case.off_resonance:
             A = A.off_resonant(torch.zeros(shape), torch.zeros(A.out_shape[1]))
+        A = A.spread_over(case.group)
         if A.normal_kind == "toeplitz":
             vars(A)["toeplitz"] = Toeplitz(torch.zeros(padded_shape(shape)), shape)
         else:
@@ -161,10 +165,12 @@ def run_from_nothing(model: UnrolledNetwork, case: Case) -> None:
             other = Encoding(trajectory[:n_held_out], maps, weights=weights[:n_held_out], tolerance=case.tolerance)
             if case.off_resonance:
                 other = other.off_resonant(torch.zeros(shape), torch.zeros(n_held_out))
+            other = other.spread_over(case.group)
             _other_plan = _plan_of(other)
     with part("images"):
         b, start = (torch.zeros(shape, dtype=case.dtype) for _ in range(2))
-        data = DataTerm(lambda x: A.normal(x).div_(1.0), b, start, torch.ones((), dtype=case.dtype.to_real()))
+        one = torch.ones((), dtype=case.dtype.to_real())
+        data = DataTerm(lambda x: A.normal(x).div_(1.0), b, start, one, case.group)
         if case.training:
             _train(model, data, _held_out(other, case) if n_held_out else torch.zeros(shape, dtype=case.dtype))
         else:

@@ -27,7 +27,8 @@ class HeldOut:
     A
         Encoding operator of these samples, weighted by their density compensation.
     kspace
-        What ``A`` gives for a perfect image, apart from noise: complex, shape ``(coil, sample)``.
+        What ``A`` gives for a perfect image, apart from noise: complex, shape ``(coil, sample)``. If ``A`` is spread
+        over processes, these are the coils of this one, and the error is that of all.
     undo
         Applied to an image before ``A``: takes back what augmentation did to it. Linear over the real numbers, and
         keeps the norm.
@@ -65,10 +66,12 @@ class _HeldOutError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, held_out: HeldOut) -> Tensor:
-        with part("nufft"):
-            norms = [torch.linalg.vector_norm(residual) for _, residual in held_out.residuals(image)]
-        missed = torch.linalg.vector_norm(torch.stack(norms))
-        size = torch.linalg.vector_norm(held_out.kspace)
+        def own_norms() -> list[Tensor]:
+            with part("nufft"):
+                norms = [torch.linalg.vector_norm(residual) for _, residual in held_out.residuals(image)]
+            return [torch.linalg.vector_norm(torch.stack(norms)), torch.linalg.vector_norm(held_out.kspace)]
+
+        missed, size = held_out.A.group.norms_of("the held-out error", own_norms)
         ctx.held_out = held_out
         ctx.save_for_backward(image, missed, size)
         error: Tensor = missed / size
@@ -78,9 +81,14 @@ class _HeldOutError(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         image, missed, size = ctx.saved_tensors
-        gradient = torch.zeros_like(image)
-        with part("nufft"):
-            for A, residual in ctx.held_out.residuals(image):
-                gradient += A.adjoint(residual)
+
+        def own_gradient() -> Tensor:
+            gradient = torch.zeros_like(image)
+            with part("nufft"):
+                for A, residual in ctx.held_out.residuals(image):
+                    gradient += A.adjoint(residual)
+            return gradient
+
+        gradient = ctx.held_out.A.group.sum_of("the gradient of the held-out error", own_gradient)
         factor = torch.where(missed > 0, g / (missed * size), torch.zeros_like(g))
         return ctx.held_out.redo(gradient).mul_(factor), None

@@ -12,6 +12,7 @@ from blockkit.blockwise.memory import Peak
 from blockkit.blockwise.reach import reach
 from blockkit.blockwise.together import round_up
 from blockkit.checks import Shape3, check_count, check_number, check_shape3
+from blockkit.group import Group
 from blockkit.ledger import GIB
 from blockkit.mbdl.footprint import PARTS, Case, blocks_of, predict_run, scratch_rate
 from blockkit.mbdl.networks import n_inputs
@@ -31,14 +32,17 @@ class Plan:
     n_blocks
         Blocks in each unroll.
     n_bytes
-        Peak of one training step, or of one reconstruction: everything that is alive then.
+        Peak of one training step, or of one reconstruction: everything that is alive then. On several devices, that of
+        the one with the most coils and windows.
     parts
         ``n_bytes`` by what they are for; the keys are those of ``PARTS``.
     work
-        The regularizer's work over that of naive backprop (training) or of the whole volume (reconstruction): halo and
-        recomputation.
+        The regularizer's work, on all devices together, over that of naive backprop (training) or of the whole volume
+        (reconstruction): halo and recomputation.
     budget_gib
-        What it had to fit into, GiB = 2^30 bytes.
+        What it had to fit into, on each device, GiB = 2^30 bytes.
+    n_devices
+        Devices that share the volume.
     """
 
     block_shape: Shape3
@@ -47,6 +51,7 @@ class Plan:
     parts: dict[str, int]
     work: float
     budget_gib: float
+    n_devices: int = 1
 
     def __str__(self) -> str:
         """Return a table."""
@@ -54,6 +59,8 @@ class Plan:
         total = f"{_gib(self.n_bytes):>10} GiB  of {self.budget_gib:g}"
         block = " x ".join(map(str, self.block_shape))
         head = f"blocks of {block} voxels, {self.n_blocks} an unroll, {self.work:.2f} x the regularizer's work"
+        if self.n_devices > 1:
+            head = f"on each of {self.n_devices} devices: {head} in all"
         return "\n".join([head, *rows, total])
 
 
@@ -71,6 +78,7 @@ def plan(
     coils_at_once: int = 1,
     off_resonance: bool = False,
     calibrate: bool = False,
+    n_devices: int = 1,
 ) -> Plan:
     """Find the largest block with which a run fits into a budget, and say what the bytes are for.
 
@@ -87,12 +95,12 @@ def plan(
     image_shape
         ``(z, y, x)``.
     n_coils, n_samples
-        Coils, k-space samples of a coil.
+        Coils in all, k-space samples of a coil.
     network
         Regularizer, shared by all unrolls: takes and gives ``(window, 2, z, y, x)``. Or a whole
         :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`, with its own unrolls, block, recomputation and offload.
     budget_gib
-        GiB (2^30 bytes) that the run may take.
+        GiB (2^30 bytes) that the run may take, on each device.
     n_unrolls, offload
         As in :class:`~blockkit.mbdl.unrolled.UnrolledNetwork`; not for a whole model, which has them.
     training
@@ -105,6 +113,10 @@ def plan(
         Whether the operator is off resonance (:meth:`~blockkit.physics.sense.Encoding.off_resonant`).
     calibrate
         Run one batch of small windows here, and count the scratch that it takes, scaled to the windows.
+    n_devices
+        Devices over which the volume is spread, one process each (:meth:`~blockkit.data.scan.Scan.spread`): coils and
+        windows are dealt out, and volumes, trajectory and weights whole on each. Sums over the devices are made in
+        place, so they count nothing, except for up to 2 MiB that gloo takes for itself, and what NCCL does.
 
     Returns
     -------
@@ -125,13 +137,15 @@ def plan(
     """
     shape, budget = check_shape3(image_shape), check_number(budget_gib, "budget_gib") * GIB
     coils, samples = check_count(n_coils, "n_coils"), check_count(n_samples, "n_samples")
+    group = Group(0, check_count(n_devices, "n_devices"))
+    coils = -(-coils // group.size)
     model = _model_of(network, n_unrolls, offload)
     regularizer, weights = model.regularizers[0], [*model.regularizers.parameters()]
     rate = scratch_rate(regularizer, model.step_size.device, training=training) if calibrate else 0.0
     double = any(weight.dtype in (torch.float64, torch.complex128) for weight in weights)
     dtype, at_once = torch.complex128 if double else torch.complex64, check_count(coils_at_once, "coils_at_once")
     case = Case(shape, coils, samples, training, interpolated_maps, min(at_once, coils), dtype=dtype, scratch_rate=rate)
-    case = replace(case, off_resonance=off_resonance)
+    case = replace(case, off_resonance=off_resonance, group=group)
     if model is not network:
         return plan_run(model, case, budget)
     return _report(_checked(predict_run(model, case), model, budget, case, sought=False), model, case, budget)
@@ -236,7 +250,8 @@ def _report(found: Peak, model: UnrolledNetwork, case: Case, budget: float) -> P
     whole = prod(side.stop for side in blocks[-1].place)
     computed = sum(prod(side.stop - side.start for side in cut.window) for cut in blocks) / whole
     again = case.training and model.recompute and model.block_shape is not None
-    return Plan(block, len(blocks), found.bytes, found.parts, computed * 4 / 3 if again else computed, budget / GIB)
+    work = computed * 4 / 3 if again else computed
+    return Plan(block, len(blocks), found.bytes, found.parts, work, budget / GIB, case.group.size)
 
 
 def _what_is_missing(peak: Peak, model: UnrolledNetwork, budget: float, case: Case, *, sought: bool) -> str:

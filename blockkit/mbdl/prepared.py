@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blockkit.data.folder import ScanFolder
 from blockkit.data.scan import Scan
+from blockkit.group import ALONE, Group
 from blockkit.mbdl.data_consistency import DataTerm, prepare
 from blockkit.mbdl.held_out import HeldOut
 from blockkit.mbdl.ranks import n_sharing
@@ -31,10 +32,18 @@ class PreparedScans(Sequence[Prepared]):
     share_held_out = 0.0  # of a scan's samples, that only the loss sees
 
     def __init__(
-        self, name: str, scans: Sequence[Scan], model: UnrolledNetwork, check: Check | None = None, seed: int = 0
+        self,
+        name: str,
+        scans: Sequence[Scan],
+        model: UnrolledNetwork,
+        check: Check | None = None,
+        seed: int = 0,
+        group: Group = ALONE,
     ) -> None:
         self.seed = seed  # of what is drawn: here nothing
-        self.name, self.scans, self.data_term = name, scans, model.data_term
+        self.group = group  # the processes that share each scan
+        self.name, self.data_term = name, model.data_term
+        self.scans = scans.spread() if group.size > 1 and isinstance(scans, ScanFolder) else scans
         self.check, self.checked = check, 0
         self.device = model.step_size.device
         self.most_bytes: float = CACHE_SHARE * _memory_of(self.device) / n_sharing(self.device)
@@ -53,21 +62,23 @@ class PreparedScans(Sequence[Prepared]):
     def get(self, i: int, epoch: int = 0) -> Prepared:
         """Return scan ``i``, made ready for the pass ``epoch`` over the scans."""
         key = i, self.variant(i, epoch)
-        if key in self.kept:
+        if not self.group.any("a scan to be prepared", key not in self.kept):
             return self.kept[key]
         name = self.called(i)
         with _named(name, "cannot be read", OSError, ValueError, KeyError, EOFError, RuntimeError):
             scan = self.scans[i]
         if not isinstance(scan, Scan):
             raise TypeError(f"{self.name}[{i}] is a {type(scan).__name__}, expected a blockkit.Scan: load_scan(path).")
+        scan = self.part_of(scan, name)
         with _named(name, "cannot be used", ValueError):
             self.look_at(scan, name)
-        if self.check is not None and scan.maps.numel() > self.checked:  # larger than any before
+        larger = self.group.any("a larger scan", scan.maps.numel() > self.checked)  # than any before
+        if self.check is not None and larger:
             self.check(scan)
-            self.checked = scan.maps.numel()
+            self.checked = max(self.checked, scan.maps.numel())
         with _named(name, "cannot be used", ValueError):
             made, size = self.make(scan, *key)
-        if self.n_bytes + size <= self.most_bytes:
+        if key not in self.kept and self.n_bytes + size <= self.most_bytes:
             self.kept[key] = made
             self.n_bytes += size
         return made
@@ -75,6 +86,14 @@ class PreparedScans(Sequence[Prepared]):
     def forget(self) -> None:
         """Give back what is kept, and keep nothing from now on."""
         self.kept, self.n_bytes, self.most_bytes = {}, 0, 0
+
+    def part_of(self, scan: Scan, name: str) -> Scan:
+        """Return the part of a scan that this process has, or the scan if it is not shared."""
+        if self.group.size > 1:
+            return scan.spread()
+        if scan.group.size > 1:
+            raise ValueError(f"{name} is spread over processes, expected a whole scan. Write fit(..., spread=True).")
+        return scan
 
     def called(self, i: int) -> str:
         """Return what messages call scan ``i``: with its file, where it has one."""

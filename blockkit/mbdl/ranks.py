@@ -3,10 +3,13 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from blockkit.group import ALONE, Group, is_on_all, join, n_processes, that_travels
 
 T = TypeVar("T")
 
@@ -21,6 +24,8 @@ class Ranks:
     ----------
     device
         Where the model is, on this process.
+    spread
+        Whether all take the same scans together, each its coils and windows. If not, scans are dealt out.
 
     Raises
     ------
@@ -30,13 +35,16 @@ class Ranks:
         If there are several processes and Lightning Fabric is not installed.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, spread: bool = False) -> None:
         self.size, self.rank = n_processes(), 0
+        self.group: Group = ALONE  # that shares a scan
         self.common: Exception | None = None  # the error that all processes raise, if they do
         self._fabric: Any = None
         if self.size > 1:
             self._fabric = _join(device)
             self.rank = int(self._fabric.global_rank)
+            self.group = join() if spread else ALONE
+        self.n_dealt = 1 if spread else self.size  # processes over which scans are dealt
 
     @property
     def is_first(self) -> bool:
@@ -55,9 +63,16 @@ class Ranks:
         """Return ``function(i)`` for each of ``n`` numbers, each computed by one process, in order, on all of them.
 
         ``function`` must not call other methods of this. If it fails, the error of the lowest number is raised on all.
+        Where all take the same scans, all compute each number together, and the first one's results count.
         """
         if self.size == 1:
             return list(map(function, range(n)))
+        if self.group.size > 1:
+            results = [self.group.together("a scan", partial(function, i)) for i in range(n)]
+            return self.group.gather("results", results)[0]
+        return self._deal(function, n)
+
+    def _deal(self, function: Callable[[int], T], n: int) -> list[T]:
         done: dict[int, T] = {}
         failed: tuple[int, Exception] | None = None
         own: Exception | None = None
@@ -65,7 +80,7 @@ class Ranks:
             try:
                 done[i] = function(i)
             except Exception as error:
-                failed, own = (i, _that_travels(error)), error
+                failed, own = (i, that_travels(error)), error
                 break
         everyone = self.gather((done, failed))
         failures = [failure for _, failure in everyone if failure is not None]
@@ -77,7 +92,9 @@ class Ranks:
     def all_or_none(self, action: Callable[[], T]) -> T:
         """Return what ``action`` returns on this process; if it fails on one, its error is raised on all."""
         result: list[T] = []
-        self.map(lambda _: result.append(action()), self.size)
+        if self.size == 1:
+            return action()
+        self._deal(lambda _: result.append(action()), self.size)
         return result[0]
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -120,16 +137,10 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            if error is self.common:
+            if error is self.common or is_on_all(error):
                 self.gather(None)
             raise
         self.gather(None)
-
-
-def n_processes() -> int:
-    """Return how many processes ``torchrun`` started; 1 without it."""
-    available = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
-    return int(os.environ["WORLD_SIZE"]) if available else 1
 
 
 def n_sharing(device: torch.device) -> int:
@@ -154,16 +165,3 @@ def _join(device: torch.device) -> Any:
     fabric = Fabric(accelerator=device.type, devices=n_here, num_nodes=n_processes() // n_here, strategy="ddp")
     fabric.launch()
     return fabric
-
-
-def _that_travels(error: Exception) -> Exception:
-    """Return an error that can be sent to another process: of the same kind and words, or with its kind in words."""
-    kind, plain = type(error), all(isinstance(arg, str | int) for arg in error.args)
-    if plain and "<locals>" not in kind.__qualname__:
-        try:
-            same = kind(*error.args)
-        except Exception:
-            same = None
-        if same is not None and str(same) == str(error):
-            return same
-    return RuntimeError(f"{kind.__name__}: {error}")

@@ -164,6 +164,7 @@ def _case(model: UnrolledNetwork, scan: Scan | Encoding, *, training: bool, shar
         n_samples,
         training,
         n_held_out=math.ceil(share_held_out * n_samples),
+        group=scan.group,
         off_resonance=scan.field_map is not None,
         scratch_rate=rate,
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blockkit.data.scan import Scan
+from blockkit.group import ALONE
 from blockkit.mbdl.augmentation import mirrored
 from blockkit.mbdl.data_consistency import DataTerm
 from blockkit.mbdl.determinism import drawn_from, generator
@@ -39,6 +40,8 @@ class Run:
         n_scans: int,
         augment: bool,
         target: str,
+        *,
+        spread: bool = False,
     ) -> None:
         self.model, self.n_steps, self.seed, self.n_scans = model, n_steps, seed, n_scans
         self.augment, self.target = augment, target
@@ -47,7 +50,7 @@ class Run:
         self.history = History()
         self.watch: Watch = ProgressBar()
         self.began: tuple[float, int] | None = None  # when this call's first step began, and the steps before it
-        self.scans_per_step, self.ranks = 1, Ranks(model.step_size.device)
+        self.scans_per_step, self.ranks = 1, Ranks(model.step_size.device, spread=spread)
         self.skip_bad, self.n_bad = False, 0  # of this pass
         self.automatic_block = False  # whether a smaller block may be taken
         self.prepared: tuple[PreparedScans, ...] = ()  # that can be forgotten to make room
@@ -97,13 +100,15 @@ class Run:
         run forward again in it, and one scan's gradients must be looked at before they join those of the others.
         """
         gradients: list[Tensor | None] = []
-        makes_room = partial(self.make_room, scans, self.scan_of(self.ranks.rank)[0])
+        group, first_own = self.ranks.group, self.scan_of(self.ranks.rank % self.ranks.n_dealt)[0]
 
         def learn(j: int) -> float | BadScanError:
             i, epoch = self.scan_of(j)
             try:
                 value, added = with_room(
-                    lambda: self.gradients_of(*scans.get(i, epoch), scans.called(i), j),
+                    lambda: group.together(
+                        "a step", lambda: self.gradients_of(*scans.get(i, epoch), scans.called(i), j)
+                    ),
                     partial(self.make_room, scans, i),
                 )
             except BadScanError as error:
@@ -120,7 +125,7 @@ class Run:
         step = self.step
         if values:
             means = self.mean(gradients, len(values))
-            with_room(lambda: self.change_weights(means), makes_room)
+            with_room(lambda: self.change_weights(means), partial(self.make_room, scans, first_own, alone=True))
             self.history.losses.append(sum(values) / len(values))
         for error in bad:
             self.warn(f"Passed over: {error}")
@@ -163,6 +168,7 @@ class Run:
         """Return the mean of the gradients of ``n`` scans, of which this process has the sum of its own."""
         if self.ranks.size == 1:
             return [None if g is None else g / n for g in gradients]
+        n *= self.ranks.group.size  # where all have the whole gradients: their mean is the same on all to the bit
         mine = gradients or [None] * len(self.optimizer.trained)  # all of its scans are bad
         pairs = zip(mine, self.optimizer.trained, strict=True)
         return [g / n for g in self.ranks.sum([torch.zeros_like(p) if g is None else g for g, p in pairs])]
@@ -209,8 +215,11 @@ class Run:
             warnings.warn(said, RuntimeWarning, stacklevel=5)
 
     def _image(self, scans: PreparedScans, i: int) -> tuple[Tensor, DataTerm, Tensor | HeldOut]:
-        data, target = scans[i]
-        return self.model.unroll(data), data, target
+        def image() -> tuple[Tensor, DataTerm, Tensor | HeldOut]:
+            data, target = scans[i]
+            return self.model.unroll(data), data, target
+
+        return self.ranks.group.together("an image", image)
 
     def score(self, image: Tensor, data: DataTerm, target: Tensor | HeldOut) -> float:
         """Return the error on held-out samples, which is to be low, or the PSNR, which is to be high."""
@@ -218,11 +227,15 @@ class Run:
             return float(target.relative_error(image / data.scale))
         return psnr(image, target)
 
-    def make_room(self, scans: PreparedScans, i: int, said: str, foreseen: bool) -> None:
-        """Make room after memory ran out on a scan, or raise: forget prepared scans first, then take smaller blocks."""
+    def make_room(self, scans: PreparedScans, i: int, said: str, foreseen: bool, *, alone: bool = False) -> None:
+        """Make room after memory ran out on a scan, or raise: forget prepared scans first, then take smaller blocks.
+
+        Processes that share a scan do so together, unless memory ran out on one ``alone``: that can only forget.
+        """
+        group = ALONE if alone else self.ranks.group
         self.model.zero_grad(set_to_none=True)
         where = f"Out of memory after step {self.step}, on {scans.called(i)}, by {blocks_in_words(self.model)}"
-        if any(prepared.kept for prepared in self.prepared):
+        if group.any("prepared scans", any(prepared.kept for prepared in self.prepared)):
             for prepared in self.prepared:
                 prepared.forget()
             return
@@ -230,8 +243,9 @@ class Run:
             raise NoRoomError(said)
         scan: Scan | None = None
         with contextlib.suppress(OSError, ValueError):
-            scan = scans.scans[i]
-        block = smaller_block(self.model, scan.image_shape) if scan is not None and self.automatic_block else None
+            scan = group.together("a scan", lambda: scans.part_of(scans.scans[i], scans.called(i)))
+        may_shrink = self.automatic_block and (not alone or self.ranks.group.size == 1)
+        block = smaller_block(self.model, scan.image_shape) if scan is not None and may_shrink else None
         if block is not None:
             warnings.warn(f"{where}: going on by blocks of {block}.", RuntimeWarning, stacklevel=8)
             self.model.block_shape = block

@@ -138,7 +138,8 @@ def held_out_error(image: Tensor, held_out: Scan) -> float:
         If the image has another shape than the scan's, or the samples are all zero.
     """
     check_image(image, held_out.image_shape)
-    unit = held_out.kspace.abs().max().to(image.device)  # divided by it, no square can over- or underflow
+    largest = held_out.kspace.abs().max()
+    unit = held_out.group.largest("the unit of k-space", largest).to(image.device)  # so no square over- or underflows
     if not unit > 0:
         raise ValueError("held_out has k-space that is zero everywhere, so there is nothing to compare with.")
     with torch.no_grad():
@@ -161,7 +162,7 @@ class SplitScans(PreparedScans):
 
     def look_at(self, scan: Scan, name: str) -> None:
         """Raise unless the scan has a signal."""
-        if not scan.kspace.any():
+        if not scan.group.any("a signal", bool(scan.kspace.any())):
             raise ValueError(f"{name} has k-space that is zero everywhere. Leave it out of {self.name}.")
 
     def make(self, scan: Scan, i: int, variant: int) -> tuple[Prepared, int]:
@@ -169,7 +170,7 @@ class SplitScans(PreparedScans):
         name = self.called(i)
         inside = folds(scan, self.seed * 1_000_003 + i, name) == variant
         rest, held_out = _part(scan, ~inside), _part(scan, inside)
-        if not held_out.kspace.any():
+        if not scan.group.any("a held-out signal", bool(held_out.kspace.any())):
             raise ValueError(f"{name} has only zeros in a quarter of its samples. Leave it out of {self.name}.")
         data = self.data_of(rest)
         with torch.no_grad():

@@ -34,6 +34,7 @@ def fit(
     skip_bad: bool = False,
     deterministic: bool = False,
     scans_per_step: int | None = None,
+    spread: bool = False,
     watch: Watch | None = None,
 ) -> History:
     r"""Train ``model`` in place on the relative L2 loss, one scan a step and process.
@@ -51,7 +52,8 @@ def fit(
     fold. To reconstruct, use all of it.
 
     Under ``torchrun`` each of its processes takes its part of the scans of every step and of those of the validation,
-    and all end with the same weights (``docs/several_gpus.md``). That needs Lightning Fabric, the extra ``scale``.
+    and all end with the same weights (``docs/several_gpus.md``). That needs Lightning Fabric, the extra ``scale``. With
+    ``spread`` all take the same scans together instead, each its coils and its windows: for volumes too large for one.
 
     Gradients are clipped to norm 1, after they are averaged. Inside ``torch.autocast("cpu", dtype=torch.bfloat16)`` the
     regularizer computes in half precision; the data consistency and the weights stay in single precision.
@@ -103,6 +105,10 @@ def fit(
         Scans whose gradients are averaged in a step, one after another, and shared out to the processes if there are
         several: a multiple of their number, and that number if None. A step takes as many times longer as a process has
         scans in it, not more memory. With ``skip_bad`` a step averages over those that are good.
+    spread
+        Share out each scan, not the scans of a step: each process has its coils of k-space and maps alone, and runs
+        its part of the windows of every unroll, as :meth:`~blockkit.data.scan.Scan.spread` says. ``scans_per_step`` is
+        then any number, 1 if None. Of files in the project's HDF5 a :class:`ScanFolder` reads these coils alone.
     watch
         Called with a :class:`~blockkit.mbdl.progress.Progress` as the run goes on, such as a
         :class:`~blockkit.show.training_view.TrainingView`. It changes nothing in the run. None: a progress bar. Of
@@ -138,9 +144,9 @@ def fit(
     _check_arguments(model, scans, target, checkpoint)
     if deterministic:
         _check_deterministic(model)
-    run = Run(model, n_steps, learning_rate, seed, len(scans), augment, target)
+    run = Run(model, n_steps, learning_rate, seed, len(scans), augment, target, spread=spread)
     ranks, run.skip_bad = run.ranks, skip_bad
-    run.scans_per_step = _checked_scans_per_step(scans_per_step, ranks.size)
+    run.scans_per_step = _checked_scans_per_step(scans_per_step, ranks.n_dealt)
     run.watch = (watch or run.watch) if ranks.is_first else (lambda progress: None)
     with ranks.leaving_together(), repeatable(deterministic):
         file = ranks.all_or_none(lambda: Checkpoint(run, checkpoint))
@@ -190,12 +196,14 @@ def _made_ready(
 
     def check(scan: Scan) -> None:
         if run.automatic_block:
-            settled.append(largest_fitting(model, scan, share))
+            settled.extend(run.ranks.group.gather("blocks", largest_fitting(model, scan, share)))
             model.block_shape = min(settled, key=prod)
         if check_memory:
             check_room(model, scan, training=True, unless=unless, share_held_out=share)
 
-    run.prepared = kind("scans", scans, model, check, run.seed), kind("validation", validation, model)
+    group = run.ranks.group
+    held_out = kind("validation", validation, model, group=group)
+    run.prepared = kind("scans", scans, model, check, run.seed, group), held_out
     return run.prepared
 
 

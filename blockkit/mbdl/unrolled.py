@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blockkit.blockwise.blocks import apply_blockwise
 from blockkit.blockwise.reach import reach
 from blockkit.checks import check_complex, check_count, check_tensor
+from blockkit.group import ALONE, Group
 from blockkit.ledger import part
 from blockkit.mbdl.data_consistency import (
     DATA_TERMS,
@@ -103,7 +104,11 @@ class UnrolledNetwork(nn.Module):
         self.step_size = nn.Parameter(torch.ones(n_unrolls))
 
     def forward(self, A: Encoding, kspace: Tensor) -> Tensor:
-        """Reconstruct an image ``(z, y, x)``, complex, from ``kspace`` ``(coil, sample)`` and its encoding operator."""
+        """Reconstruct an image ``(z, y, x)``, complex, from ``kspace`` ``(coil, sample)`` and its encoding operator.
+
+        If the scan is spread over processes (:meth:`~blockkit.data.scan.Scan.spread`), all of them call this together,
+        the windows of each unroll are dealt out too, and all get the image. Without blocks, each runs the whole volume.
+        """
         _check_precision(kspace, self.regularizers)
         if self.block_shape == "auto":
             from blockkit.mbdl.automatic import in_fitting_blocks  # it plans by running such models: not at the top
@@ -113,6 +118,9 @@ class UnrolledNetwork(nn.Module):
 
     def unroll(self, data: DataTerm) -> Tensor:
         """Run the unrolls on a data term that is already prepared."""
+        return data.group.together("the unrolls", lambda: self._unroll(data))
+
+    def _unroll(self, data: DataTerm) -> Tensor:
         with self.offloading(data):
             for x in self.iterates(data):
                 last = x
@@ -124,10 +132,22 @@ class UnrolledNetwork(nn.Module):
 
     def iterates(self, data: DataTerm) -> Iterator[Tensor]:
         """Run the unrolls and give the image after each, in the network's own scale."""
+        self._check_alike(data)
         x = data.start
         for k in range(self.n_unrolls):
-            x = self.regularize(self.data_consistency(x, k, data), k)
+            x = self.regularize(self.data_consistency(x, k, data), k, data.group)
             yield x
+
+    @torch.no_grad()
+    def _check_alike(self, data: DataTerm) -> None:
+        """Raise unless all processes that share a scan have the same model."""
+        sizes = f"n_unrolls={self.n_unrolls}, block_shape={self.block_shape}, data_term={self.data_term!r}"
+        data.group.agree(f"{sizes} with an image of {tuple(data.b.shape)}")
+        data.group.check_alike(
+            "weights",
+            lambda: torch.stack([p.norm().double() for p in self.parameters()]),
+            "Load the same weights file on all, or call torch.manual_seed(0) before the network is made.",
+        )
 
     def data_consistency(self, x: Tensor, k: int, data: DataTerm) -> Tensor:
         """Step ``k`` towards the data: image to image, or to real channels of image and gradient ``(4, z, y, x)``."""
@@ -137,8 +157,11 @@ class UnrolledNetwork(nn.Module):
             return proximal_step(x, self.step_size[k].abs() * 0.05, data)
         return gradient_step(x, self.step_size[k], data)
 
-    def regularize(self, z: Tensor, k: int) -> Tensor:
-        """Pass what :meth:`data_consistency` gave through the regularizer of unroll ``k``: whole, or block by block."""
+    def regularize(self, z: Tensor, k: int, group: Group = ALONE) -> Tensor:
+        """Pass what :meth:`data_consistency` gave through the regularizer of unroll ``k``: whole, or block by block.
+
+        The blocks are dealt out over the processes of ``group``, all of which have the same ``z`` and get the same.
+        """
         if self.block_shape == "auto":
             raise ValueError(
                 'block_shape is "auto", which model(A, kspace) and fit settle by the size of the scan. Here write '
@@ -151,7 +174,7 @@ class UnrolledNetwork(nn.Module):
             with part("windows"):
                 result = network(padded[None])[0]
         else:
-            result = apply_blockwise(network, padded, self.block_shape, recompute=self.recompute)
+            result = apply_blockwise(network, padded, self.block_shape, recompute=self.recompute, group=group)
         if len(result) != 2:
             raise ValueError(f"The regularizer gives {len(result)} channels, expected 2: real and imaginary part.")
         nz, ny, nx = z.shape[-3:]

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes as _real
 
 from blockkit.checks import check_complex, check_count, check_finite, check_image, check_shape3, check_tensor
+from blockkit.group import ALONE, Group
 from blockkit.ledger import few_for_all, part
 from blockkit.physics.fourier import NUFFT, Toeplitz, toeplitz_pays
 from blockkit.physics.linop import LinearOperator, apply_linear
@@ -86,7 +87,7 @@ class Encoding(LinearOperator):
             _check_maps(maps)
         if normal not in NORMALS:
             raise ValueError(f"normal is {normal!r}, expected one of {', '.join(map(repr, NORMALS))}.")
-        self.maps = maps
+        self.maps, self.group = maps, ALONE
         self.coils_at_once = check_count(coils_at_once, "coils_at_once")
         self.in_shape = check_shape3(maps.shape[1:])
         self.fourier: NUFFT | OffResonance = NUFFT(trajectory, self.in_shape, engine=engine, tolerance=tolerance)
@@ -141,8 +142,29 @@ class Encoding(LinearOperator):
         """Return the operator of some coils alone, sharing NUFFT, weights and density with this one."""
         other = copy.copy(self)
         vars(other).pop("lipschitz", None)
+        other.group = ALONE
         other.maps = self.maps[coils]
         other.out_shape = (len(other.maps), *self.out_shape[1:])
+        return other
+
+    def spread_over(self, group: Group) -> Self:
+        """Return the operator of the coils of all processes of a group, of which this one has its own; all else shared.
+
+        Images are alike on all processes, and the k-space is that of the own coils. ``adjoint`` and ``normal`` add up
+        what the processes give, so all call them together; the bound ``lipschitz`` is that of all coils. Scans that are
+        spread (:meth:`~blockkit.data.scan.Scan.spread`) make this operator themselves.
+
+        Examples
+        --------
+        >>> from blockkit.group import join
+        >>> group, maps = join(), bk.InterpolatedMaps(torch.ones(8, 4, 4, 4, dtype=torch.complex64), (16, 12, 16))
+        >>> own = bk.InterpolatedMaps(maps.values[group.share(8)], maps.shape[1:])  # here one process has all
+        >>> bk.Encoding(scan.trajectory, own).spread_over(group).out_shape
+        (8, 2560)
+        """
+        other = copy.copy(self)
+        vars(other).pop("lipschitz", None)
+        other.group = group
         return other
 
     def off_resonant(self, field_map: Tensor, times: Tensor, *, tolerance: float | None = None) -> Self:
@@ -193,6 +215,9 @@ class Encoding(LinearOperator):
         return y
 
     def _adjoint(self, y: Tensor) -> Tensor:
+        return self.group.sum_of("the adjoint encoding", lambda: self._own_adjoint(y))
+
+    def _own_adjoint(self, y: Tensor) -> Tensor:
         x = y.new_zeros(self.in_shape)
         for coils in self._coil_batches(y):
             with part("nufft"):
@@ -200,6 +225,9 @@ class Encoding(LinearOperator):
         return x
 
     def _normal(self, x: Tensor) -> Tensor:
+        return self.group.sum_of("the normal operator", lambda: self._own_normal(x))
+
+    def _own_normal(self, x: Tensor) -> Tensor:
         single = self.toeplitz.forward if self.normal_kind == "toeplitz" else self._single_coil_normal
         result = torch.zeros_like(x)
         for coils in self._coil_batches(x):

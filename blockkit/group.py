@@ -139,8 +139,8 @@ class Group:
         rank, other = next((r, said) for r, (said, _) in enumerate(everyone) if said != everyone[0][0])
         raise _on_all(
             ValueError(
-                f"Process {rank} is at {other}, and process 0 at {everyone[0][0]}: expected all at the same. Give all of "
-                "them the same model, blocks, scan and arguments."
+                f"Process {rank} is at {other}, and process 0 at {everyone[0][0]}: expected all at the same. Give all "
+                "of them the same model, blocks, scan and arguments."
             ),
             f"process {rank}",
         )
@@ -180,10 +180,12 @@ def n_processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if available else 1
 
 
-def is_on_all(error: Exception) -> bool:
-    """Tell whether all processes raise this error, or one is lost: then nobody is to be told."""
+def is_on_all(error: BaseException) -> bool:
+    """Tell whether all processes raise this error, or what it was raised from, or one is lost: then nobody is told."""
     notes = getattr(error, "__notes__", ())
-    return isinstance(error, LostProcessError) or any(note.startswith(_ON_ALL) for note in notes)
+    if isinstance(error, LostProcessError) or any(note.startswith(_ON_ALL) for note in notes):
+        return True
+    return error.__cause__ is not None and is_on_all(error.__cause__)
 
 
 def that_travels(error: Exception) -> Exception:

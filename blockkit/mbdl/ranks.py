@@ -30,7 +30,8 @@ class Ranks:
     Raises
     ------
     ValueError
-        If the model is on a GPU that is not this process's own.
+        If the model is on a GPU that is not this process's own, or ``torchrun`` did not start the processes that are
+        to share scans.
     ImportError
         If there are several processes and Lightning Fabric is not installed.
     """
@@ -44,6 +45,8 @@ class Ranks:
             self._fabric = _join(device)
             self.rank = int(self._fabric.global_rank)
             self.group = join() if spread else ALONE
+        elif spread and join().size > 1:
+            raise ValueError("These processes joined by themselves, expected those of torchrun: start them by it.")
         self.n_dealt = 1 if spread else self.size  # processes over which scans are dealt
 
     @property

@@ -168,8 +168,9 @@ def join() -> Group:
         on_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
         if on_gpus:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            atexit.register(distributed.destroy_process_group)
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
+        if on_gpus:
+            atexit.register(distributed.destroy_process_group)  # or NCCL warns
     _small_talk()
     return Group(distributed.get_rank(), distributed.get_world_size())
 
@@ -201,17 +202,17 @@ def that_travels(error: Exception) -> Exception:
     return RuntimeError(f"{kind.__name__}: {error}")
 
 
-_of_world: dict[int, Any] = {}
+_talking: dict[str, Any] = {"world": None, "small": None}
 
 
 def _small_talk() -> Any:
     """Return the group that small things go through, on the CPU: that of the volumes, if it can."""
     world = distributed.group.WORLD
-    if id(world) not in _of_world:
-        _of_world.clear()
+    if _talking["world"] is not world:
         on_cpu = "cpu:" in distributed.distributed_c10d.get_backend_config(world)
-        _of_world[id(world)] = world if on_cpu else distributed.new_group(backend="gloo", timeout=TIMEOUT)
-    return _of_world[id(world)]
+        small = world if on_cpu else distributed.new_group(backend="gloo", timeout=TIMEOUT)
+        _talking.update(world=world, small=small)
+    return _talking["small"]
 
 
 def _or_lost(collective: Callable[[], object]) -> None:

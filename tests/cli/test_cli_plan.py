@@ -6,6 +6,7 @@ import h5py
 import pytest
 
 from blockkit.cli import main
+from blockkit.data.heads import read_head
 from blockkit.data.ismrmrd_write import save_ismrmrd
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.planner import plan
@@ -37,6 +38,16 @@ def test_it_prints_the_plan_of_the_library_without_reading_the_values(
     assert expected in shown
     assert "GiB" in expected
     assert "10 x 12 x 8 voxels, 2 coils, 1440 samples" in shown
+
+
+@pytest.mark.slow
+def test_it_plans_for_several_devices_that_share_the_volume(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(files / "scan.h5"), "--weights", str(files / "weights.safetensors"), "--budget-gib", "24"]
+    assert main([*command, "--task", "recon", "--n-devices", "3"]) == 0
+    sizes = {"n_coils": read_head(files / "scan.h5").n_coils, "n_samples": 60 * 24, "n_unrolls": 2}
+    expected = plan(SHAPE, network=ResidualCNN(4, 2), budget_gib=24, training=False, n_devices=3, **sizes)
+    assert f"A reconstruction: {expected}" in capsys.readouterr().out
+    assert str(expected).startswith("on each of 3 devices: ")
 
 
 def test_what_does_not_fit_is_said_with_what_would_help(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

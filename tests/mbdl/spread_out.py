@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from blockkit.blockwise.memory import measure_peak
 from blockkit.classic.compressed_sensing import compressed_sensing
+from blockkit.data.folder import ScanFolder
 from blockkit.data.scan import Scan, load_scan
 from blockkit.group import Group, join
 from blockkit.mbdl.data_consistency import prepare
@@ -30,11 +31,11 @@ from blockkit.physics.trajectory import radial_3d
 from tests.mbdl.small_scans import make_scan
 
 SHAPE = (10, 9, 12)
-MODELS = {  # the model, its precision, and the coils: fewer than processes, as many, more and uneven
-    "shared": ({"block_shape": (5, 4, 6)}, {}, torch.complex64, 4),
+MODELS = {  # the model, its precision, and the coils; coils and windows fewer than processes, as many, more and uneven
+    "shared": ({"block_shape": (5, 9, 6)}, {}, torch.complex64, 4),
     "free": ({"block_shape": (4, 9, 5), "shared_weights": False}, {"sees_gradient": True}, torch.complex128, 1),
     "kept": ({"block_shape": (10, 5, 12), "recompute": False}, {"downsample": 2}, torch.complex64, 2),
-    "cg": ({"block_shape": (4, 5, 6), "data_term": "cg"}, {}, torch.complex128, 4),
+    "cg": ({"block_shape": (10, 9, 6), "data_term": "cg"}, {}, torch.complex128, 4),
     "disk": ({"block_shape": SHAPE, "data_term": "unweighted", "offload": "disk"}, {}, torch.complex128, 3),
     "whole": ({}, {}, torch.complex128, 2),
 }
@@ -63,7 +64,10 @@ class Breaks(nn.Module):
 def make_model(name: str) -> UnrolledNetwork:
     options, of_network, dtype, _ = MODELS[name]
     torch.manual_seed(2)
-    return UnrolledNetwork(ResidualCNN(4, 2, **of_network), 2, **options).to(dtype.to_real())
+    model = UnrolledNetwork(ResidualCNN(4, 2, **of_network), 2, **options)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)  # the last layer is zero, and so would be gradients
+    return model.to(dtype.to_real())
 
 
 def make_encoding(name: str, group: Group) -> tuple[Encoding, Tensor, Tensor]:
@@ -97,7 +101,8 @@ def from_a_file(place: Path) -> dict[str, Tensor]:
     read, cut = load_scan(place / "scan.h5", spread=True), load_scan(place / "scan.h5").spread()
     image = make_model("shared")(read.encoding(), read.kspace).detach()
     sparse = compressed_sensing(cut.encoding(), cut.kspace, n_iterations=5, wavelet="haar")
-    alike = torch.tensor(torch.equal(read.kspace, cut.kspace) and torch.equal(read.maps, cut.maps))
+    others = cut, ScanFolder(place, "scan.h5").spread()[0]
+    alike = torch.tensor([[torch.equal(read.kspace, o.kspace), torch.equal(read.maps, o.maps)] for o in others])
     score = torch.tensor(held_out_error(image, read))
     return {"image": image, "sparse": sparse, "alike": alike, "score": score, "size": torch.tensor(read.kspace.shape)}
 
@@ -124,7 +129,7 @@ class Scans(Sequence[Scan]):
 def train(place: Path, target: str) -> dict[str, Tensor]:
     """Train, and return the losses, the scores, the weights, and how many scans were passed over."""
     torch.manual_seed(join().rank)  # the weights of the first process are to count
-    model = UnrolledNetwork(ResidualCNN(4, 2), 2, block_shape=(5, 4, 8))
+    model = UnrolledNetwork(ResidualCNN(4, 2), 2, block_shape="auto" if target == "self" else (5, 4, 8))
     scans, how = Scans("bad" if target == "self" else "memory"), {"spread": True, "skip_bad": True, "n_steps": 4}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -8,10 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from blockkit.data.formats import read_scan_file
 from blockkit.data.scan import load_scan
 from blockkit.group import ALONE, Group, join
 from blockkit.mbdl.networks import ResidualCNN
@@ -80,7 +83,7 @@ def test_a_process_reads_its_own_coils_alone_and_all_get_the_image(size: int, pl
     whole, n_coils = load_scan(place / "scan.h5"), []
     for rank in range(size):
         found = tensors(place, size, rank, "file")
-        assert found["file/alike"]
+        assert found["file/alike"].all()
         n_coils.append(int(found["file/size"][0]))
         for key in ("image", "sparse", "score"):
             expected = tensors(place, 1, 0, "file")[f"file/{key}"]
@@ -169,6 +172,27 @@ def test_shares_are_in_order_without_gap_and_as_even_as_can_be(n: int, size: int
     lengths = [len(share) for share in shares]
     assert max(lengths) - min(lengths) <= 1
     assert lengths[0] == max(lengths)
+
+
+def test_of_a_file_only_the_coils_of_the_process_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, scan, rows = tmp_path / "scan.h5", make_scan(0), []
+    scan.save(path)
+    read = h5py.Dataset.__getitem__
+
+    def note(dataset: h5py.Dataset, chosen: Any) -> Any:
+        found = read(dataset, chosen)
+        rows.extend([len(found)] if dataset.name in ("/kspace", "/maps") else [])
+        return found
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", note)
+    parts = [read_scan_file(path, Group(rank, 3))[0] for rank in range(3)]
+    assert rows == [1, 1, 1, 1]
+    for name in ("kspace", "maps"):
+        whole = getattr(scan, name).numpy()
+        assert [np.array_equal(part[name][0], coil) for part, coil in zip(parts, whole, strict=False)] == [True, True]
+        assert parts[2][name].shape == (1, *whole.shape[1:])
+        assert not parts[2][name].any()
+    assert all(np.array_equal(part["reference"], scan.reference) for part in parts)
 
 
 def test_without_torchrun_a_scan_that_is_spread_is_whole() -> None:

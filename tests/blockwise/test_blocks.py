@@ -507,20 +507,21 @@ def test_no_graph_is_built_where_none_is_wanted(mode, recompute):
         assert y.grad_fn is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("recompute", [True, False])
-def test_backward_runs_in_the_autocast_state_of_forward(recompute):
+def test_backward_runs_in_the_autocast_state_of_forward(recompute, dtype):
     network, x = build(plain, torch.float32), volume(9, 8, 7, dtype=torch.float32)
     dtypes = []
     network[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     reach(network)
     dtypes.clear()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         y = apply_blockwise(network, x, 4, recompute=recompute)
         whole = network(x[None])[0]
-    assert y.dtype == whole.dtype == torch.bfloat16
+    assert y.dtype == whole.dtype == dtype
     grad_y = torch.randn_like(whole)
     found, expected = gradients(y, x, network, grad_y), gradients(whole, x, network, grad_y)
-    assert set(dtypes) == {torch.bfloat16}
+    assert set(dtypes) == {dtype}
     assert [g.dtype for g in found] == [torch.float32] * len(found)
     assert max(relative(*pair) for pair in zip(found, expected, strict=True)) < 0.03
 
@@ -681,6 +682,48 @@ def test_memory_is_predicted_to_the_byte(recompute):
     with measure_peak() as peak:
         step()
     assert predicted == peak.bytes
+
+
+def counted(network: nn.Module) -> list[int]:
+    """The number of windows in each run of the network from now on."""
+    seen: list[int] = []
+    network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    reach(network)
+    seen.clear()
+    return seen
+
+
+@pytest.mark.parametrize(("recompute", "again"), [(True, [2, 2, 2]), (False, [])])
+def test_backward_runs_the_network_again_only_to_recompute(recompute, again):
+    network, x = build(pointwise), volume(20, 4, 5)
+    seen = counted(network)
+    y = apply_blockwise(network, x, (4, 4, 5), recompute=recompute)
+    assert seen == [2, 2, 2]
+    y.sum().backward()
+    assert seen == [2, 2, 2, *again]
+
+
+@pytest.mark.parametrize(("recompute", "n_runs"), [(True, 6), (False, 9)])
+def test_a_prediction_runs_three_batches_of_many_unless_their_graphs_are_kept(recompute, n_runs):
+    network, x = build(pointwise), volume(36, 4, 5)
+    seen = counted(network)
+    predict_peak(lambda x: apply_blockwise(network, x, (2, 4, 5), recompute=recompute).sum().backward(), x)
+    assert seen == [2] * n_runs
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_what_the_windows_and_the_weights_take_is_booked_as_such(recompute):
+    network, x = build(narrow), volume(24, 9, 8)  # three batches
+    y = apply_blockwise(network, x, 8, recompute=recompute)
+    with measure_peak() as forward:
+        apply_blockwise(network, x, 8, recompute=recompute)
+    with measure_peak() as backward:
+        y.backward(torch.ones_like(y))
+    assert set(forward.parts) == {"windows", "other"}
+    assert set(backward.parts) == {"windows", "weights", "other"}
+    assert forward.parts["other"] < 2 * y.nbytes < forward.parts["windows"]
+    assert sum(backward.parts.values()) == backward.bytes
+    assert backward.parts["other"] == 2 * x.nbytes  # the gradient of the output, and that of the input
 
 
 # Where the blocks lie
@@ -864,12 +907,16 @@ def test_a_function_that_is_no_module_is_refused():
 
 @pytest.mark.parametrize("block", [0, -3, (4, 4), (4, 4, 0), (4.5, 4, 4), "444", 4.0, None, True, (4, 4, True)])
 def test_a_block_shape_that_makes_no_sense_is_refused(block):
-    assert "three whole numbers" in message(ValueError, build(plain), volume(5, 5, 5), block)
+    assert f"block_shape is {block!r}, expected three whole numbers" in message(
+        ValueError, build(plain), volume(5, 5, 5), block
+    )
 
 
 @pytest.mark.parametrize("halo", [-1, (1, 1), (3, 3, -3), 3.0, True, "a"])
 def test_a_halo_that_makes_no_sense_is_refused(halo):
-    assert "three whole numbers" in message(ValueError, build(plain), volume(5, 5, 5), halo=halo)
+    assert f"halo is {halo!r}, expected three whole numbers" in message(
+        ValueError, build(plain), volume(5, 5, 5), halo=halo
+    )
 
 
 def test_sizes_of_numpy_are_whole_numbers():

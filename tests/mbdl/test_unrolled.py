@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from blockkit.blockwise.memory import measure_peak
+from blockkit.mbdl.data_consistency import DataTerm
 from blockkit.mbdl.networks import DepthToSpace, ResidualCNN, SpaceToDepth
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.coils import simulate_maps
@@ -68,6 +70,91 @@ def test_the_gradient_reaches_the_regularizer_and_changes_the_image():
     unseen = UnrolledNetwork(network, 2)(A, kspace)
     assert torch.linalg.vector_norm(image - unseen) > 1e-3 * torch.linalg.vector_norm(unseen)
     assert torch.allclose(unseen, UnrolledNetwork(blind, 2)(A, kspace), rtol=1e-10, atol=1e-12)
+
+
+HALF = DataTerm(
+    normal=lambda v: 0.5 * v,
+    b=torch.tensor([[[1 + 2j, -3j, 0.5]]], dtype=torch.complex128),
+    start=torch.tensor([[[2 - 1j, 1j, -4]]], dtype=torch.complex128),
+    scale=torch.tensor(7.0, dtype=torch.float64),
+)  # N is a half: then every step is a formula
+
+
+class Corrected(nn.Module):
+    """The image less a tenth of the gradient."""
+
+    sees_gradient = True
+
+    def forward(self, x):
+        return x[:, :2] - 0.1 * x[:, 2:]
+
+
+@pytest.mark.parametrize("n_unrolls", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "regularizer"), [("gradient", nn.Identity()), ("channels", Corrected()), ("cg", nn.Identity())]
+)
+def test_each_unroll_is_its_own_step_and_then_the_regularizer(name, regularizer, n_unrolls):
+    model = UnrolledNetwork(regularizer, n_unrolls, data_term="cg" if name == "cg" else "unweighted").double()
+    model.step_size.data = torch.tensor([0.7, -1.3, 0.4], dtype=torch.float64)[:n_unrolls]
+    x, images = HALF.start, []
+    for step in model.step_size.tolist():
+        gradient = 0.5 * x - HALF.b
+        x = (HALF.b + 0.05 * abs(step) * x) / (0.5 + 0.05 * abs(step)) if name == "cg" else x - step * gradient
+        x = x - 0.1 * gradient if name == "channels" else x
+        images.append(x)
+    for found, expected in zip(model.iterates(HALF), images, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-12)
+    assert torch.allclose(model.unroll(HALF), 7 * x, rtol=1e-12)
+
+
+def test_each_unroll_has_its_own_copy_of_what_is_not_shared():
+    model = UnrolledNetwork(nn.Conv3d(2, 2, 1).double(), 2, shared_weights=False, data_term="unweighted")
+    first, second = model.regularizers
+    with torch.no_grad():
+        second.weight.zero_()
+        second.bias.copy_(torch.tensor([3.0, -5.0]))
+    assert first.weight.abs().min() > 0
+    assert torch.equal(model.unroll(HALF), torch.full_like(HALF.b, 7 * (3 - 5j)))
+
+
+def test_what_is_not_asked_for_is_what_the_signature_says():
+    model = UnrolledNetwork(nn.Identity())
+    assert (model.n_unrolls, model.block_shape, model.shared_weights) == (6, None, True)
+    assert (model.data_term, model.offload, model.recompute) == ("density", None, True)
+    assert torch.equal(model.step_size, torch.ones(6))
+    kept = UnrolledNetwork(nn.Identity(), block_shape=(1, 2, 3), offload="cpu", recompute=False)
+    assert (kept.block_shape, kept.offload, kept.recompute) == ((1, 2, 3), "cpu", False)
+
+
+def test_a_network_that_sees_the_whole_volume_runs_whole_and_not_in_blocks():
+    network = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1), nn.InstanceNorm3d(2)).double()
+    model, image = UnrolledNetwork(network, 1), torch.randn(4, 5, 6, dtype=torch.complex128)
+    channels = torch.stack([image.real, image.imag])
+    assert torch.allclose(torch.view_as_real(model.regularize(image, 0)).movedim(-1, 0), network(channels[None])[0])
+    model.block_shape = (2, 5, 6)
+    with pytest.raises(ValueError, match="InstanceNorm3d"):
+        model.regularize(image, 0)
+
+
+@pytest.mark.parametrize("block_shape", [None, (4, 10, 10)])
+def test_the_windows_are_booked_as_such_whole_and_in_blocks(block_shape):
+    image = torch.randn(12, 10, 10, dtype=torch.complex64)
+    model = UnrolledNetwork(ResidualCNN(6, 2), 1, block_shape=block_shape)
+    with torch.no_grad(), measure_peak() as peak:
+        model.regularize(image, 0)
+    assert set(peak.parts) == {"windows", "other"}
+    assert peak.parts["other"] <= 3 * image.nbytes
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_backward_runs_the_regularizer_again_only_to_recompute(recompute):
+    network, seen = nn.Conv3d(2, 2, 1), []
+    model = UnrolledNetwork(network, 1, block_shape=(2, 3, 3), recompute=recompute)
+    network.register_forward_hook(lambda *_: seen.append(1))
+    image = model.regularize(torch.ones(2, 3, 3, dtype=torch.complex64), 0)
+    seen.clear()
+    image.abs().sum().backward()
+    assert len(seen) == recompute
 
 
 def test_conjugate_gradient_has_no_gradient_to_show():
@@ -143,7 +230,9 @@ def test_space_to_depth_and_back_changes_nothing():
     [
         (lambda: UnrolledNetwork("cnn"), TypeError, "expected a torch.nn.Module"),
         (lambda: UnrolledNetwork(nn.Identity(), 0), ValueError, "n_unrolls is 0, expected at least 1"),
+        (lambda: UnrolledNetwork(nn.Identity(), 2.0), TypeError, "n_unrolls is 2.0, expected a whole number"),
         (lambda: UnrolledNetwork(nn.Identity(), data_term="l2"), ValueError, "expected one of 'density'"),
+        (lambda: UnrolledNetwork(nn.Identity(), offload="tape"), ValueError, "offload is 'tape', expected one of None"),
         (lambda: ResidualCNN(0), ValueError, "n_channels is 0"),
         (lambda: ResidualCNN(8, 1), ValueError, "n_layers is 1, expected at least 2"),
     ],
@@ -160,6 +249,8 @@ def test_kspace_of_another_precision_or_kind_is_refused():
         model(A, kspace)
     with pytest.raises(TypeError, match="kspace is a NoneType, expected"):
         model(A, None)
+    with pytest.raises(TypeError, match=r"kspace has dtype torch.float64, expected torch.complex64"):
+        model(A, kspace.real)
 
 
 @pytest.mark.parametrize("block_shape", [None, (4, 4, 4)])

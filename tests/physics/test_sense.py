@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from blockkit.blockwise.memory import measure_peak
+from blockkit.blockwise.memory import measure_peak, predict_peak
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import DirectFourier
 from blockkit.physics.linop import adjoint_error
@@ -33,14 +33,14 @@ def test_the_adjoint_is_the_conjugate_transpose(shape, options, dtype, bound):
     assert adjoint_error(make(shape=shape, **options), dtype=dtype) < bound
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+@pytest.mark.parametrize("tolerance", [None, 1e-3, 1e-6])  # None: 1e-4, as the signature says
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_forward_is_the_exact_sum_for_every_coil_below_the_tolerance(tolerance, weights):
-    A = make(tolerance=tolerance, weights=weights)
+    A = make(tolerance=tolerance, weights=weights) if tolerance else make(weights=weights)
     F, x = DirectFourier(A.trajectory, SHAPE), random(SHAPE)
     exact = torch.stack([F(one.to(x.dtype) * x) for one in A.maps])
     exact = exact if weights is None else exact * weights.double().sqrt()
-    assert relative(A(x), exact) < tolerance
+    assert relative(A(x), exact) < (tolerance or 1e-4)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -150,6 +150,79 @@ def test_weighted_gives_a_new_operator_and_leaves_the_old_one():
     assert relative(B.weighted(None).normal(x), before) < 1e-14
 
 
+def test_what_was_computed_is_computed_anew_for_other_weights_coils_or_fields():
+    A = make(normal="toeplitz")
+    bound, toeplitz, dcf = A.lipschitz, A.toeplitz, A.dcf
+    light = A.weighted(WEIGHTS / 100)
+    assert light.lipschitz < bound / 50
+    assert light.toeplitz is not toeplitz
+    alone = A.of_coils(slice(1, 3))
+    assert alone.out_shape == (2, 880)
+    assert alone.lipschitz < bound
+    assert alone.toeplitz is toeplitz
+    off = light.off_resonant(torch.zeros(SHAPE), torch.zeros(880))
+    assert not {"toeplitz", "lipschitz"} & set(vars(off))
+    assert all(other.dcf is dcf for other in (light, alone, off))
+    assert (A.lipschitz, A.toeplitz) == (bound, toeplitz)
+
+
+def test_the_lipschitz_bound_takes_five_normals(monkeypatch):
+    A, images = make(), []
+    once = A._normal
+    monkeypatch.setattr(A, "_normal", lambda x: images.append(x) or once(x))
+    assert A.lipschitz == A.lipschitz
+    assert len(images) == 5
+
+
+def test_off_resonance_is_as_close_as_asked():
+    A, field, times = make(1), torch.linspace(-200, 200, 528).view(SHAPE), 1e-3 * torch.arange(22)
+    fine, coarse = (A.off_resonant(field, times, tolerance=tolerance).fourier for tolerance in (1e-6, 1e-2))
+    assert len(fine.segment_times) > len(coarse.segment_times)
+
+
+def test_maps_of_double_precision_leave_the_work_in_that_of_the_image(monkeypatch):
+    A = Encoding(radial_3d(40, 22, SHAPE), simulate_maps(2, SHAPE).to(torch.complex128))
+    dtypes, forward = set(), A.fourier.forward
+    monkeypatch.setattr(A.fourier, "forward", lambda x: dtypes.add(x.dtype) or forward(x))
+    A(random(SHAPE, torch.complex64))
+    assert dtypes == {torch.complex64}
+
+
+def test_weights_without_values_are_taken_in_a_prediction():
+    A, x = make(2, normal="nufft"), random(SHAPE, torch.complex64)
+    assert predict_peak(lambda: A.weighted(WEIGHTS * 1)(x)) > predict_peak(A, x)
+
+
+@pytest.mark.parametrize(
+    ("n_spokes", "tolerance", "kind"), [(40, 1e-4, "toeplitz"), (4, 1e-2, "nufft"), (400, 1e-2, "toeplitz")]
+)
+def test_unless_asked_the_normal_is_the_one_that_pays(n_spokes, tolerance, kind):
+    shape = (30, 24, 28)
+    assert make(1, shape, n_spokes, tolerance=tolerance).normal_kind == kind
+    assert make(1, shape, n_spokes, tolerance=tolerance, normal="nufft").normal_kind == "nufft"
+
+
+def test_it_says_what_it_is():
+    said = "Encoding(5 coils, (11, 8, 6) -> (5, 880), finufft, normal by nufft"
+    assert repr(make(normal="nufft")) == said + ")"
+    assert repr(make(normal="nufft", weights=WEIGHTS)) == said + ", weighted)"
+
+
+@pytest.mark.parametrize("name", ["forward", "adjoint", "normal"])
+def test_the_work_on_coils_is_booked_as_such_and_few_of_many_are_traced(name, monkeypatch):
+    A = make(9, normal="nufft")
+    argument, seen = random(A.out_shape if name == "adjoint" else SHAPE, torch.complex64), []
+    monkeypatch.setattr(A, "_maps", lambda coils, like: seen.append(coils) or Encoding._maps(A, coils, like))
+    with measure_peak() as peak:
+        getattr(A, name)(argument)
+    assert len(seen) == 9
+    assert set(peak.parts) == {"nufft", "other"}
+    assert peak.parts["nufft"] > argument.nbytes / 9
+    seen.clear()
+    predict_peak(getattr(A, name), argument)
+    assert seen == [slice(0, 1), slice(1, 2), slice(8, 9)]
+
+
 def test_the_gridding_reconstruction_of_a_fully_sampled_scan_looks_like_the_image():
     shape = (12, 10, 14)
     A = Encoding(radial_3d(600, 28, shape), simulate_maps(4, shape))
@@ -166,11 +239,20 @@ def test_the_gridding_reconstruction_of_a_fully_sampled_scan_looks_like_the_imag
         (lambda: make()(random((8, 11, 6))), ValueError, "another order"),
         (lambda: make()(random(SHAPE).real), TypeError, "expected torch.complex64"),
         (lambda: make()(random((5, *SHAPE))), ValueError, r"image has shape \(5, 11, 8, 6\)"),
+        (lambda: make().normal(random((8, 6))), ValueError, r"image has shape .* expected \(z, y, x\) = \(11, 8, 6\)"),
+        (lambda: make().adjoint(None), TypeError, "kspace is a NoneType, expected a torch.Tensor"),
+        (lambda: make().adjoint(random((5, 880)).real), TypeError, "kspace has dtype torch.float64"),
         (lambda: make().adjoint(random((4, 880))), ValueError, r"expected \(coil, sample\) = \(5, 880\)"),
         (lambda: make(normal="fast"), ValueError, "normal is 'fast', expected one of 'auto', 'toeplitz', 'nufft'"),
         (lambda: make(coils_at_once=0), ValueError, "coils_at_once is 0"),
         (lambda: make(weights=WEIGHTS[:7]), ValueError, r"expected \(sample,\) = \(880,\)"),
-        (lambda: make(weights=WEIGHTS - 0.5), ValueError, "negative values"),
+        (lambda: make(weights=[1.0]), TypeError, "weights is a list, expected a torch.Tensor"),
+        (lambda: make(weights=WEIGHTS - 0.5), ValueError, f"weights has {int((WEIGHTS < 0.5).sum())} negative values"),
+        (lambda: make(weights=WEIGHTS * torch.nan), ValueError, "weights has 880 values that are NaN"),
+        (lambda: make(weights=WEIGHTS.long()), TypeError, r"Pass weights\.float\(\)"),
+        (lambda: make(weights=WEIGHTS * 1j), TypeError, r"Pass weights\.abs\(\)"),
+        (lambda: Encoding(radial_3d(4, 8, SHAPE), [1j]), TypeError, "maps is a list, expected a torch.Tensor"),
+        (lambda: Encoding(radial_3d(4, 8, SHAPE), random((8, 6))), ValueError, r"expected \(coil, z, y, x\)\.$"),
         (lambda: Encoding(radial_3d(4, 8, SHAPE), random(SHAPE)), ValueError, r"pass maps\[None\]"),
         (lambda: Encoding(radial_3d(4, 8, SHAPE), random((2, *SHAPE)).real), TypeError, "maps has dtype"),
     ],

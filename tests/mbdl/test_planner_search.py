@@ -26,7 +26,7 @@ def convolution() -> nn.Module:
 def made_up(model, case):
     """A peak that grows with the block and with the unrolls; each option saves another number of bytes."""
     voxels = prod(model.block_shape or case.image_shape)
-    images = 1000 * model.n_unrolls * (model.offload is None) * case.training
+    images = 1000 * model.n_unrolls * (model.offload != "disk") * case.training
     windows = voxels * (2 if model.recompute else 3)
     rest = 500 * (not case.interpolated_maps) + 70 * case.training
     return Peak(bytes=images + windows + rest, parts={"images": images, "windows": windows, "maps": rest})
@@ -48,7 +48,8 @@ def test_the_first_candidate_that_fits_is_found_and_one_byte_less_takes_the_next
     model = UnrolledNetwork(convolution(), 5)
     takes = made_up(UnrolledNetwork(model.regularizers[0], 5, block_shape=BLOCKS[i]), CASE).bytes
     found = plan_run(model, CASE, takes)
-    assert (found.block_shape, found.n_bytes) == (BLOCKS[i], takes)
+    assert (found.block_shape, found.n_bytes, found.budget_gib) == (BLOCKS[i], takes, takes / GIB)
+    assert sum(found.parts.values()) == takes
     assert len(asked) <= 7 < len(BLOCKS)
     assert {seen.n_unrolls for seen, _ in asked} == {2, 5}
     if i + 1 < len(BLOCKS):
@@ -81,6 +82,20 @@ def test_where_unrolls_do_not_add_up_the_search_goes_on_to_smaller_blocks(monkey
         larger = BLOCKS[BLOCKS.index(block) - 1]
         assert prod(larger) * 1.5 > voxels
     assert largest_block(model, CASE, 1.0)[0] == BLOCKS[-1]
+
+
+class Corrected(nn.Module):
+    """Takes four channels, and no layer says so: pairs of voxels along x trade the gradient of each other."""
+
+    sees_gradient = True
+
+    def forward(self, x):
+        return x[:, :2] - 0.1 * x[:, 2:].unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+
+def test_the_stride_of_a_regularizer_that_sees_the_gradient_is_kept(asked):
+    block, _ = largest_block(UnrolledNetwork(Corrected(), 2), CASE, 1.0)
+    assert block == candidates(SHAPE, (1, 1, 2))[-1] != candidates(SHAPE, (1, 1, 1))[-1]
 
 
 def test_candidates_are_as_equal_as_the_stride_allows_down_to_the_least_block():

@@ -4,6 +4,7 @@ WORKERS ?= 2
 LAB_ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -17,7 +18,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help setup lab test check slow long versions mutate ui ui-setup accept tour figures docs pictures bench bench-ui soak paper quality train ablate clean distclean
+.PHONY: help setup lab test check slow long versions coverage mutate mutants ui ui-setup accept tour figures docs pictures bench bench-ui soak paper quality train ablate clean distclean
 
 help:
 	@echo 'make lab        set up, then open JupyterLab on the notebooks (LAB_ARGS=... is passed on)'
@@ -28,7 +29,9 @@ help:
 	@echo 'make long       the tests that are too long for every day, such as 24,000 damaged files; minutes'
 	@echo 'make versions   the fast tests with the lowest versions allowed and the newest there are; uv comes from PyPI; half an hour'
 	@echo '                (VERSIONS=py312-newest picks the Python and one of the two: lowest, newest)'
+	@echo 'make coverage   every test, and which lines of blockkit none of them runs: fewer than 5 %'
 	@echo 'make mutate     break the library in many small ways, one at a time: a notebook has to notice each; 15 minutes'
+	@echo 'make mutants    break four modules in every small way, 1,600 of them: a test has to notice; an hour (MUTANTS_ARGS=planner)'
 	@echo 'make ui         the widgets in a real JupyterLab and browser: needs chromium or chrome; screenshots in build/ui/'
 	@echo 'make accept     run the notebooks from a fresh kernel and store their outputs'
 	@echo 'make tour       run the notebooks without a browser and write them as HTML with the pictures'
@@ -87,8 +90,15 @@ versions:
 	  echo 'pip could not install tox-uv, which brings tox and uv: is PyPI in reach?' >&2; exit 1; }
 	UV_PYTHON_DOWNLOADS=$${UV_PYTHON_DOWNLOADS:-never} build/versions/tox/bin/tox run $(if $(VERSIONS),-e $(VERSIONS)) -- -n $(WORKERS) --dist loadscope $(PYTEST_ARGS) tests
 
+coverage: setup
+	$(PYTEST) --cov --cov-report=term tests
+
 mutate: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m mutation -rP $(PYTEST_ARGS) tests/notebooks/test_mutations.py
+
+mutants: setup
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,test,mutants]'
+	OMP_NUM_THREADS=1 $(PY) tools/mutants.py --workers $(WORKERS) $(MUTANTS_ARGS)
 
 ui-setup: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,test,ui]'

@@ -22,14 +22,24 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 PYTHONS = ("3.11", "3.12", "3.13")
 # Declared because a command or a plugin is run or a library is loaded, not because a module is imported.
-RUN_NOT_IMPORTED = {"jupyterlab", "ipykernel", "pytest-xdist", "ruff", "mypy", "import-linter", "myst-parser", "furo"}
+RUN_NOT_IMPORTED = {
+    "jupyterlab",
+    "ipykernel",
+    "pytest-xdist",
+    "pytest-cov",
+    "ruff",
+    "mypy",
+    "import-linter",
+    "myst-parser",
+    "furo",
+}
 # Which declared packages each folder may import.
 OPTIONAL = {"blockkit": {"anywidget", "lightning-fabric", "mri-nufft", "pydicom"}}  # better with it, works without
 MAY_IMPORT = {
     "blockkit": ("dependencies", "cuda"),
     "notebooks": ("dependencies", "lab"),
     "docs": ("dependencies", "docs"),
-    "tools": ("dependencies", "lab", "test", "ui"),
+    "tools": ("dependencies", "lab", "test", "ui", "mutants"),
     "benchmarks": ("dependencies", "lab", "test", "cuda", "ui"),
     "tests": ("dependencies", "lab", "test", "cuda", "ui"),
 }
@@ -59,7 +69,7 @@ def pinned() -> dict[str, str]:
 
 
 OF_MODULE = metadata.packages_distributions()
-EVERYTHING = declared("dependencies", "lab", "test", "cuda", "ui", "docs")
+EVERYTHING = declared("dependencies", "lab", "test", "cuda", "ui", "docs", "mutants")
 
 
 def sources(folder: str) -> Iterator[tuple[Path, str]]:

@@ -169,7 +169,7 @@ class UnrolledNetwork(nn.Module):
             )
         network = self.regularizers[0 if self.shared_weights else k]
         channels = torch.view_as_real(z).movedim(-1, 0).contiguous() if z.is_complex() else z
-        padded = _pad_to_stride(channels, network, required=self.block_shape is not None)
+        padded = _pad_to_stride(channels, network)
         if self.block_shape is None:
             with part("windows"):
                 result = network(padded[None])[0]
@@ -194,13 +194,14 @@ def _check_precision(kspace: Tensor, regularizers: nn.Module) -> None:
         )
 
 
-def _pad_to_stride(x: Tensor, network: nn.Module, *, required: bool) -> Tensor:
-    """Pad the far edges with zeros to a multiple of the network's stride: alike for whole and block-wise runs."""
+def _pad_to_stride(x: Tensor, network: nn.Module) -> Tensor:
+    """Pad the far edges with zeros to a multiple of the network's stride: alike for whole and block-wise runs.
+
+    A network whose stride cannot be told is left to whoever runs it: in blocks, that is refused there.
+    """
     try:
         stride = reach(network, n_channels=len(x)).stride
     except ValueError:
-        if required:
-            raise
         return x
     padding = [0 if n % s == 0 else s - n % s for n, s in zip(x.shape[1:], stride, strict=True)]
     if not any(padding):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from blockkit.blockwise.memory import measure_peak
-from blockkit.mbdl.data_consistency import DataTerm
+from blockkit.mbdl.data_consistency import DataTerm, prepare
 from blockkit.mbdl.networks import DepthToSpace, ResidualCNN, SpaceToDepth
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.coils import simulate_maps
@@ -107,6 +107,17 @@ def test_each_unroll_is_its_own_step_and_then_the_regularizer(name, regularizer,
     assert torch.allclose(model.unroll(HALF), 7 * x, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("data_term", "other"), [("density", "unweighted"), ("unweighted", "density")])
+def test_the_data_term_asked_for_is_the_one_that_is_taken(data_term, other):
+    A, kspace, _ = make_scan()
+    model = UnrolledNetwork(nn.Identity(), 2, data_term=data_term)
+    with torch.no_grad():
+        image = model(A, kspace)
+        same, another = (model.unroll(prepare(A, kspace, term)) for term in (data_term, other))
+    assert torch.linalg.vector_norm(image - same) < 1e-12 * torch.linalg.vector_norm(image)
+    assert torch.linalg.vector_norm(image - another) > 1e-2 * torch.linalg.vector_norm(image)
+
+
 def test_each_unroll_has_its_own_copy_of_what_is_not_shared():
     model = UnrolledNetwork(nn.Conv3d(2, 2, 1).double(), 2, shared_weights=False, data_term="unweighted")
     first, second = model.regularizers
@@ -172,6 +183,16 @@ def test_a_volume_that_the_stride_does_not_divide_is_padded_alike_whole_and_bloc
     assert abs(whole[0] - blocks[0]) < 1e-10 * whole[0]
     for mine, theirs in zip(blocks[1], whole[1], strict=True):
         assert torch.linalg.vector_norm(mine - theirs) <= 1e-9 * torch.linalg.vector_norm(theirs)
+
+
+def test_the_padding_is_zeros_at_the_far_edges_up_to_the_next_multiple_of_the_stride():
+    network, seen = ResidualCNN(3, 2, downsample=3), []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    image = torch.randn(9, 10, 14, dtype=torch.complex64)
+    UnrolledNetwork(network, 1).regularize(image, 0)
+    expected = torch.zeros(1, 2, 9, 12, 15)
+    expected[0, :, :, :10, :14] = torch.stack([image.real, image.imag])
+    assert torch.equal(seen[-1], expected)
 
 
 @pytest.mark.parametrize("data_term", ["density", "unweighted", "cg"])

@@ -104,6 +104,7 @@ def test_candidates_are_as_equal_as_the_stride_allows_down_to_the_least_block():
     ]
     assert candidates((33, 5, 16), (4, 1, 8)) == [(36, 5, 16), (20, 5, 16), (12, 5, 16)]
     assert candidates((96, 8, 8), (32, 8, 8)) == [(96, 8, 8), (64, 8, 8), (32, 8, 8)]
+    assert candidates((40, 20, 64), (1, 1, 64)) == [(40, 20, 64), (20, 20, 64), (14, 20, 64), (14, 10, 64)]
     assert candidates((LEAST_BLOCK, LEAST_BLOCK + 1, 2), (1, 1, 1)) == [(16, 17, 2), (16, 9, 2)]
 
 
@@ -124,6 +125,12 @@ def test_what_is_missing_is_said_to_the_byte_and_nothing_that_does_not_help(monk
     offloaded = UnrolledNetwork(convolution(), 3, offload="disk")
     with pytest.raises(ValueError, match=r"What helps: interpolated_maps=True saves 500 GiB; training=False .* 70 GiB"):
         plan_run(offloaded, CASE, 1000 * GIB)
+
+
+def test_an_option_that_saves_nothing_is_not_named(monkeypatch):
+    monkeypatch.setattr(planner, "predict_run", lambda model, case: Peak(bytes=5 * GIB, parts={"images": 5 * GIB}))
+    with pytest.raises(ValueError, match=r"takes 5 GiB \(images 5\): 3 GiB are missing\. $"):
+        plan_run(UnrolledNetwork(convolution(), 3), CASE, 2 * GIB)
 
 
 def _times_gib(peak):

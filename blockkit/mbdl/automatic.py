@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def settled(model: UnrolledNetwork, scan: Scan | Encoding, *, training: bool = F
         raise ValueError('model.block_shape is "auto" and model.recompute False, which keeps what blocks are to save.')
     model, before = copy.copy(model), model
     with _disable_current_modes():  # a prediction that runs this is not to count the choice
-        model.block_shape = largest_fitting(before, scan, training=training)
+        found = largest_fitting(before, scan, training=training)
+    model.block_shape = min(scan.group.gather("blocks", found), key=prod)  # what fits on all that share the scan
     return model
 
 

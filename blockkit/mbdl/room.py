@@ -155,6 +155,7 @@ def _case(model: UnrolledNetwork, scan: Scan | Encoding, *, training: bool, shar
             coils_at_once=scan.coils_at_once,
             normal=scan.normal_kind if on_resonance else "auto",
             off_resonance=not on_resonance,
+            group=scan.group,
             scratch_rate=rate,
         )
     n_samples = scan.kspace.shape[1]

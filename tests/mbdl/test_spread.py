@@ -85,7 +85,7 @@ def test_a_process_reads_its_own_coils_alone_and_all_get_the_image(size: int, pl
         found = tensors(place, size, rank, "file")
         assert found["file/alike"].all()
         n_coils.append(int(found["file/size"][0]))
-        for key in ("image", "sparse", "score"):
+        for key in ("image", "auto", "sparse", "score"):
             expected = tensors(place, 1, 0, "file")[f"file/{key}"]
             assert (found[f"file/{key}"] - expected).norm() <= 1e-5 * expected.norm(), key
     assert whole.n_coils == 2

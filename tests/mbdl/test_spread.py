@@ -24,7 +24,7 @@ from tests.mbdl.small_scans import make_scan
 from tests.mbdl.spread_out import CASES, IN_THREE, MODELS, SHAPE, everything
 
 FABRIC = find_spec("lightning_fabric") is not None
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked, which is safe on Linux")
 needs_fabric = pytest.mark.skipif(not FABRIC, reason="training on several processes needs the extra scale")
 TOLERANCES = {"shared": 5e-6, "kept": 5e-6, "cg": 1e-7}  # single precision; the bound L is always in single precision
 NUMBERS = 64  # bytes: single numbers that real tensors bring along and fake ones do not
@@ -59,7 +59,8 @@ def check_equal(place: Path, size: int, name: str, tolerance: float) -> None:
     """Check that all processes have what one has, and the same to the bit."""
     expected, first = tensors(place, 1, 0, name), tensors(place, size, 0, name)
     for key, value in expected.items():
-        assert (first[key] - value).norm() <= tolerance * value.norm(), key
+        within = min(tolerance, 1e-6) if key.endswith("/image") else tolerance
+        assert (first[key] - value).norm() <= within * value.norm(), key
     for rank in range(1, size):
         others = tensors(place, size, rank, name)
         assert others.keys() == expected.keys() == first.keys()

@@ -48,7 +48,7 @@ MOST = 10.0  # seconds of the processor that the tests of a mutant take: the qui
 LIMIT = 5.0  # seconds of the processor that a test may take beyond ten times its own: then the mutant hangs
 
 
-OFF = "tests/physics/test_off_resonance.py"
+OFF, OFFLOAD = "tests/physics/test_off_resonance.py", "tests/mbdl/test_offload.py"
 
 
 class Target(NamedTuple):
@@ -80,7 +80,11 @@ TARGETS = {
     ),
     "unrolled": Target(
         "blockkit.mbdl.unrolled",
-        ("tests/mbdl/test_unrolled.py", "tests/mbdl/test_offload.py::test_offload_changes_no_value_and_no_gradient"),
+        (
+            "tests/mbdl/test_unrolled.py",
+            f"{OFFLOAD}::test_offload_changes_no_value_and_no_gradient",
+            f"{OFFLOAD}::test_an_unroll_keeps_two_volumes_and_with_offload_none",
+        ),
         "block_shape0 or block_shape2 or (any_block and unweighted) or (unit and unweighted) or 1e-07 or 1e20"
         " or 1000000",
     ),
@@ -148,6 +152,16 @@ class Runner:
         os.wait()
         if self.broken:
             raise pytest.UsageError(f"{session.items[len(self.takes) - 1].nodeid} fails without a mutant")
+        if not (child := os.fork()):
+            same = Mutant("", 0, "", "", Path(str(self.module.__file__)).read_text(encoding="utf-8"))
+            self._one(
+                same,
+                session.items,
+                sorted(range(len(self.takes)), key=lambda i: self.takes[i]),
+                os.open(os.devnull, os.O_WRONLY),
+            )
+        if os.waitpid(child, 0)[1]:
+            raise pytest.UsageError("the module as it is does not survive: a test fails when others come before it")
         self._all(session.items)
         return True
 

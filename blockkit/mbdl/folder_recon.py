@@ -52,12 +52,12 @@ def reconstruct_folder(
     Parameters
     ----------
     folder
-        Scans, or where they are. Its ``load`` is a function of a module, or :func:`functools.partial` of one.
+        Scans, or where they are. Its ``load`` is a function of a module, or ``functools.partial`` of one.
     output
         Folder to write into, made if it is not there. Within ``folder`` it is not read.
     method
         A model, or a function ``(A, kspace) -> image (z, y, x)`` of a module, such as :func:`compressed_sensing`, with
-        options by :func:`functools.partial`.
+        options by ``functools.partial``.
     workers
         How many scans at a time. 1: in this process. More: in processes of their own, which share this one's threads,
         or, if the model is on a GPU, have a GPU each. Or the device of each, such as ``["cuda:0", "cuda:1"]``.

@@ -179,6 +179,8 @@ def serve(connection: Connection, device: str, n_threads: int) -> None:
     """Run the scans that come by a connection, until it is closed: for the other process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(n_threads)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     connection.send(ASKS)
     recipe: Recipe = pickle.loads(connection.recv_bytes())
     recipe = _on_device(recipe, device)

@@ -21,7 +21,7 @@ from blockkit.data.opening import make_scan, open_scan
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.raw import RawScan
 from blockkit.data.scan import Scan, load_scan, simulate_scan
-from blockkit.mbdl.folder_recon import reconstruct_folder
+from blockkit.folders.folder_recon import reconstruct_folder
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.planner import plan
 from blockkit.mbdl.training import fit

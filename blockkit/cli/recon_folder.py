@@ -11,9 +11,9 @@ from blockkit.cli.methods import gridding
 from blockkit.cli.shared import as_options, find_model, pick_device
 from blockkit.cli.source import SAYS, open_path
 from blockkit.data.folder import ScanFolder
-from blockkit.mbdl.folder_recon import reconstruct_folder
-from blockkit.mbdl.one_scan import Method
-from blockkit.mbdl.scan_queue import ScanResult, printed
+from blockkit.folders.folder_recon import reconstruct_folder
+from blockkit.folders.one_scan import Method
+from blockkit.folders.scan_queue import ScanResult, printed
 
 OPTIONS = ("pattern", "workers", "again")
 

@@ -17,9 +17,9 @@ from blockkit.data.folder import read_scan
 from blockkit.data.formats import save_nifti
 from blockkit.data.opening import Opener
 from blockkit.data.scan import Scan
+from blockkit.folders.image_records import Place, made_from, write_record
 from blockkit.mbdl.automatic import in_fitting_blocks, settled
 from blockkit.mbdl.checkpoint import library_version
-from blockkit.mbdl.image_records import Place, made_from, write_record
 from blockkit.mbdl.room import check_room
 from blockkit.mbdl.shortage import give_back_free_memory, is_out_of_memory
 from blockkit.mbdl.unrolled import UnrolledNetwork

@@ -16,11 +16,11 @@ from torch import nn
 from blockkit.checks import check_count
 from blockkit.data.files import counted, printable
 from blockkit.data.folder import ScanFolder
-from blockkit.mbdl.claims import Claims
-from blockkit.mbdl.image_records import describe_method, places_of
-from blockkit.mbdl.one_scan import Method, Recipe
-from blockkit.mbdl.scan_queue import FolderResult, Queue, ScanResult, printed
-from blockkit.mbdl.workers import Here, Workers
+from blockkit.folders.claims import Claims
+from blockkit.folders.image_records import describe_method, places_of
+from blockkit.folders.one_scan import Method, Recipe
+from blockkit.folders.scan_queue import FolderResult, Queue, ScanResult, printed
+from blockkit.folders.workers import Here, Workers
 
 POLL_SECONDS = 1.0
 
@@ -67,7 +67,7 @@ def reconstruct_folder(
     check_memory
         Whether a scan fails, by a prediction, where a model takes more memory than is free.
     watch
-        Called with a :class:`~blockkit.mbdl.scan_queue.ScanResult` for each scan as it ends. None: a line is printed.
+        Called with a :class:`~blockkit.folders.scan_queue.ScanResult` for each scan as it ends. None: it is printed.
 
     Returns
     -------

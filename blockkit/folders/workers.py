@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from blockkit.blockwise.resident import free_bytes, give_back_heap
-from blockkit.mbdl.image_records import Place
-from blockkit.mbdl.one_scan import Attempt, Recipe, attempt
+from blockkit.folders.image_records import Place
+from blockkit.folders.one_scan import Attempt, Recipe, attempt
 from blockkit.mbdl.room import count_on
 
 Results = list[tuple[Place, Attempt]]

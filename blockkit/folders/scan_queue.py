@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from blockkit.data.files import counted, printable
-from blockkit.mbdl.claims import Claims
-from blockkit.mbdl.image_records import Place, differences, has_image, made_from, read_record, write_record
-from blockkit.mbdl.one_scan import Attempt
+from blockkit.folders.claims import Claims
+from blockkit.folders.image_records import Place, differences, has_image, made_from, read_record, write_record
+from blockkit.folders.one_scan import Attempt
 
 NAMED = 5  # scans at most in a message
 

@@ -23,12 +23,13 @@ from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.data.folder import ScanFolder
 from blockkit.data.formats import save_nifti
 from blockkit.data.scan import load_scan
-from blockkit.mbdl import claims, folder_recon, one_scan, room
-from blockkit.mbdl.claims import Claims
-from blockkit.mbdl.folder_recon import reconstruct_folder
-from blockkit.mbdl.image_records import describe_method
+from blockkit.folders import claims, folder_recon, one_scan
+from blockkit.folders.claims import Claims
+from blockkit.folders.folder_recon import reconstruct_folder
+from blockkit.folders.image_records import describe_method
+from blockkit.folders.scan_queue import ScanResult
+from blockkit.mbdl import room
 from blockkit.mbdl.networks import ResidualCNN
-from blockkit.mbdl.scan_queue import ScanResult
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.physics.sense import Encoding
 from tests.mbdl.small_scans import make_scan

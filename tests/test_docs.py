@@ -77,7 +77,7 @@ def test_a_card_with_another_number_is_filled_anew() -> None:
     assert fill_card.filled(wrong) == CARD
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torchkbnufft, when it is imported
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torchkbnufft, when it is imported
 def test_the_glossary_s_lines_give_the_same_kspace_in_each_program() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", GLOSSARY, re.DOTALL)
     names: dict[str, object] = {}
@@ -92,7 +92,7 @@ def test_the_glossary_s_lines_give_the_same_kspace_in_each_program() -> None:
     assert torch.equal(torch.as_tensor(for_bart[:, 5, 7]).flip(0), trajectory[7 * 24 + 5])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torchkbnufft, when it is imported
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torchkbnufft, when it is imported
 @pytest.mark.parametrize("program", ["sigpy", "torchkbnufft"])
 def test_the_names_that_the_glossary_gives_another_program_are_there(program: str) -> None:
     lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in GLOSSARY.splitlines()]

@@ -10,7 +10,7 @@ tools/mutations.py says which mutants there are: those of mutmut 3, and more.
 mutmut's own runner is not used. It leaves out every function with a decorator, and so the backward of the blocks and
 the properties of the encoding operator. Here pytest collects the tests once; for each mutant the process forks, the
 child exchanges the code of the module's functions where they are, and runs the tests that enter the mutated function:
-those first that noticed another mutant of it, then the quickest, up to the first that fails. So a mutant costs what
+those first that noticed another mutant of it, then the quickest of each, up to the first that fails. So a mutant costs what
 its tests cost, and the import of PyTorch is paid once.
 
 Writes what happened to each mutant to build/mutants/, and benchmarks/results/mutants.md, with the explanation of each
@@ -152,14 +152,10 @@ class Runner:
         os.wait()
         if self.broken:
             raise pytest.UsageError(f"{session.items[len(self.takes) - 1].nodeid} fails without a mutant")
+        self.quickest = self._by_time(session.items)
         if not (child := os.fork()):
             same = Mutant("", 0, "", "", Path(str(self.module.__file__)).read_text(encoding="utf-8"))
-            self._one(
-                same,
-                session.items,
-                sorted(range(len(self.takes)), key=lambda i: self.takes[i]),
-                os.open(os.devnull, os.O_WRONLY),
-            )
+            self._one(same, session.items, self.quickest, os.open(os.devnull, os.O_WRONLY))
         if os.waitpid(child, 0)[1]:
             raise pytest.UsageError("the module as it is does not survive: a test fails when others come before it")
         self._all(session.items)
@@ -183,6 +179,15 @@ class Runner:
             if self.failed:
                 break
         return takes, enters, self.failed
+
+    def _by_time(self, items: list[pytest.Item]) -> list[int]:
+        """Return the tests, the quickest first; but each test with one set of parameters before any with a second."""
+        seen: dict[str, int] = {}
+        rank = {}
+        for i in sorted(range(len(items)), key=lambda i: self.takes[i]):
+            name = items[i].nodeid.split("[")[0]
+            rank[i] = seen[name] = seen.get(name, -1) + 1
+        return sorted(rank, key=lambda i: (rank[i], self.takes[i]))
 
     def _run(self, item: pytest.Item) -> None:
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
@@ -215,7 +220,7 @@ class Runner:
     def _order(self, mutant: Mutant, noticed: list[int]) -> list[int]:
         enter = [i for i, seen in enumerate(self.enters) if mutant.function.isupper() or mutant.function in seen]
         first = [i for i in dict.fromkeys(noticed) if i in enter]
-        return first + sorted(set(enter) - set(first), key=lambda i: self.takes[i])
+        return first + [i for i in self.quickest if i in enter and i not in first]
 
     def _one(self, mutant: Mutant, items: list[pytest.Item], order: list[int], write: int) -> None:
         """In a child: put the mutant in, and run tests until one fails. Says by its exit status how it ended."""

@@ -52,6 +52,7 @@ def test_the_first_candidate_that_fits_is_found_and_one_byte_less_takes_the_next
     assert sum(found.parts.values()) == takes
     assert len(asked) <= 7 < len(BLOCKS)
     assert {seen.n_unrolls for seen, _ in asked} == {2, 5}
+    assert len({(seen.n_unrolls, seen.block_shape) for seen, _ in asked}) == len(asked)
     if i + 1 < len(BLOCKS):
         assert plan_run(model, CASE, takes - 1).block_shape == BLOCKS[i + 1]
     else:
@@ -69,7 +70,7 @@ def test_the_search_keeps_the_data_term_the_offload_and_the_case(asked):
 
 def test_where_unrolls_do_not_add_up_the_search_goes_on_to_smaller_blocks(monkeypatch):
     def more_than_the_sum(model, case):
-        voxels = prod(model.block_shape or case.image_shape)
+        voxels = prod(model.block_shape or case.image_shape) * case.training
         return Peak(bytes=voxels + (model.n_unrolls == 5) * (voxels > prod(BLOCKS[-1])) * voxels // 2)
 
     monkeypatch.setattr(planner, "predict_run", more_than_the_sum)
@@ -105,6 +106,14 @@ def test_candidates_are_as_equal_as_the_stride_allows_down_to_the_least_block():
     assert candidates((33, 5, 16), (4, 1, 8)) == [(36, 5, 16), (20, 5, 16), (12, 5, 16)]
     assert candidates((96, 8, 8), (32, 8, 8)) == [(96, 8, 8), (64, 8, 8), (32, 8, 8)]
     assert candidates((40, 20, 64), (1, 1, 64)) == [(40, 20, 64), (20, 20, 64), (14, 20, 64), (14, 10, 64)]
+    assert [z for z, _, _ in candidates((104, 1, 1), (8, 1, 1))] == [
+        104,
+        56,
+        40,
+        32,
+        24,
+        16,
+    ]  # 24 comes of 5 and 6 cuts
     assert candidates((LEAST_BLOCK, LEAST_BLOCK + 1, 2), (1, 1, 1)) == [(16, 17, 2), (16, 9, 2)]
 
 
@@ -172,6 +181,7 @@ def test_what_is_asked_is_what_is_predicted(asked, monkeypatch):
     assert {case for _, case in asked} == {plain}
     assert not rates
     assert all(model.regularizers[0] is network and model.offload is None for model, _ in asked)
+    assert {model.n_unrolls for model, _ in asked} == {2}
     for options, expected in (
         ({"training": False}, replace(plain, training=False)),
         ({"interpolated_maps": True}, replace(plain, interpolated_maps=True)),

@@ -10,8 +10,8 @@ tools/mutations.py says which mutants there are: those of mutmut 3, and more.
 mutmut's own runner is not used. It leaves out every function with a decorator, and so the backward of the blocks and
 the properties of the encoding operator. Here pytest collects the tests once; for each mutant the process forks, the
 child exchanges the code of the module's functions where they are, and runs the tests that enter the mutated function:
-those first that noticed another mutant of it, then the quickest of each, up to the first that fails. So a mutant costs what
-its tests cost, and the import of PyTorch is paid once.
+those first that noticed another mutant of it, then the quickest of each, up to the first that fails. So a mutant costs
+what its tests cost, and the import of PyTorch is paid once.
 
 Writes what happened to each mutant to build/mutants/, and benchmarks/results/mutants.md, with the explanation of each
 survivor from tools/mutants_explained.toml.

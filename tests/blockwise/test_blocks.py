@@ -901,6 +901,13 @@ def test_a_network_that_changes_the_spatial_shape_is_refused():
         apply_blockwise(Tuples(), volume(9, 9, 9), 4)
 
 
+def test_an_output_that_is_larger_than_the_window_is_refused_also_if_not_exact():
+    network = build(lambda: nn.Conv3d(2, 2, 3, padding=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert "the spatial shape must stay" in message(ValueError, network, volume(9, 9, 9), halo=1, exact=False)
+
+
 def test_a_function_that_is_no_module_is_refused():
     assert "nn.Module" in message(TypeError, torch.tanh, volume(5, 5, 5))
 

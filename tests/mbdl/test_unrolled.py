@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from blockkit.blockwise.memory import measure_peak
+from blockkit.mbdl import unrolled
 from blockkit.mbdl.data_consistency import DataTerm, prepare
 from blockkit.mbdl.networks import DepthToSpace, ResidualCNN, SpaceToDepth
 from blockkit.mbdl.unrolled import UnrolledNetwork
@@ -116,6 +117,17 @@ def test_the_data_term_asked_for_is_the_one_that_is_taken(data_term, other):
         same, another = (model.unroll(prepare(A, kspace, term)) for term in (data_term, other))
     assert torch.linalg.vector_norm(image - same) < 1e-12 * torch.linalg.vector_norm(image)
     assert torch.linalg.vector_norm(image - another) > 1e-2 * torch.linalg.vector_norm(image)
+
+
+@pytest.mark.parametrize("offload", [None, "disk"])
+def test_what_waits_for_backward_waits_where_it_was_asked_to_and_what_stays_alive_stays(offload, monkeypatch):
+    seen = []
+    monkeypatch.setattr(unrolled, "offloading", lambda *arguments: seen.append(arguments))
+    network = nn.Sequential(nn.Conv3d(2, 2, 1), nn.BatchNorm3d(2))
+    UnrolledNetwork(network, 2, offload=offload).offloading(HALF)
+    ((place, alive),) = seen
+    assert place == offload
+    assert {id(t) for t in (*network.parameters(), *network.buffers(), HALF.b)} < {id(t) for t in alive}
 
 
 def test_each_unroll_has_its_own_copy_of_what_is_not_shared():

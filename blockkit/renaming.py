@@ -8,21 +8,20 @@ import functools
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def renamed_parameter(old: str, new: str, *, gone_in: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def renamed_parameter(old: str, new: str, *, gone_in: str) -> Callable[[Function], Function]:
     """Let the decorated function still take ``old=`` for its parameter ``new``, until version ``gone_in``.
 
     A call with both raises ``TypeError``. The signature shows ``new`` alone.
     """
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: Function) -> Function:
         @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        def call(*args: Any, **kwargs: Any) -> Any:
             if old in kwargs:
                 if new in kwargs:
                     raise TypeError(f"{function.__name__} got {old} and {new}, which are the same: write {new} alone.")
@@ -30,7 +29,7 @@ def renamed_parameter(old: str, new: str, *, gone_in: str) -> Callable[[Callable
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
-        return call
+        return cast(Function, call)
 
     return decorate
 

@@ -39,7 +39,7 @@ maximum_signature_line_length = 88
 python_display_short_literal_types = True
 suppress_warnings = ["ref.python"]  # an attribute that two classes have, such as n_coils
 # Types of other libraries, private ones and type variables are not linked.
-nitpick_ignore_regex = [("py:(class|data|obj|exc)", r"(?!blockkit\b).*|.*\.(_\w+|Item|Drawing|T)")]
+nitpick_ignore_regex = [("py:(class|data|obj|exc)", r"(?!blockkit\b).*|.*\.(_\w+|Item|Drawing|Function|T)")]
 
 
 def number_references(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:

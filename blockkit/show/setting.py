@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blockkit.blockwise.memory import Peak
 from blockkit.checks import Shape3
+from blockkit.group import Group
 from blockkit.ledger import GIB
 from blockkit.mbdl.closed_form import step_bytes, work_factor
 from blockkit.mbdl.footprint import Case, predict_run
@@ -168,8 +169,8 @@ def _tell_unrolls(model: UnrolledNetwork, tick: Callable[[int], None]) -> None:
     """Let ``tick`` know each unroll that forward enters."""
     regularize = model.regularize
 
-    def told(z: Tensor, k: int) -> Tensor:
+    def told(z: Tensor, k: int, group: Group) -> Tensor:
         tick(k)
-        return regularize(z, k)
+        return regularize(z, k, group)
 
     vars(model)["regularize"] = told

@@ -904,7 +904,7 @@ def test_a_network_that_changes_the_spatial_shape_is_refused():
 def test_an_output_that_is_larger_than_the_window_is_refused_also_if_not_exact():
     network = build(lambda: nn.Conv3d(2, 2, 3, padding=2))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of exact=False, which is meant here
         assert "the spatial shape must stay" in message(ValueError, network, volume(9, 9, 9), halo=1, exact=False)
 
 

@@ -145,7 +145,7 @@ def train(place: Path, target: str) -> dict[str, Tensor]:
     model = UnrolledNetwork(ResidualCNN(4, 2), 2, block_shape="auto" if target == "self" else (5, 4, 8))
     scans, how = Scans("bad" if target == "self" else "memory"), {"spread": True, "skip_bad": True, "n_steps": 4}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # the harm done here is told of by warnings
         history = fit(
             model,
             scans,

@@ -331,7 +331,7 @@ print(bk.reconstruct_folder(sys.argv[1], sys.argv[2], bk.pretrained(), workers=i
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_that_workers_would_run_again_is_told_what_to_write(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(folder), str(tmp_path / "images"), "2"]

@@ -185,6 +185,7 @@ def test_a_budget_that_cannot_work_says_what_is_missing_and_what_would_help():
         plan((61, 50, 70), network=ResidualCNN(8, 4), budget_gib=0.02, **SIZES)
 
 
+@pytest.mark.long
 def test_what_an_option_is_said_to_save_it_saves():
     sizes = {**SIZES, "n_unrolls": 8, "network": ResidualCNN(4, 3)}
     with pytest.raises(ValueError, match="What helps") as error:

@@ -78,7 +78,7 @@ def run_nbval(folder: Path) -> dict[tuple[str, str], str]:
     return failures
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_accepted_notebook_passes_and_a_changed_one_fails_in_the_changed_cell(
     accepted: Path, tmp_path: Path
 ) -> None:

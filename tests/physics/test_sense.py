@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from blockkit.blockwise.memory import measure_peak, predict_peak
+from blockkit.group import Group
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.fourier import DirectFourier
 from blockkit.physics.linop import adjoint_error
@@ -21,6 +22,13 @@ def make(n_coils=5, shape=SHAPE, n_spokes=40, **options):
 
 def relative(a, b):
     return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b))
+
+
+def test_an_operator_that_is_spread_forgets_the_bound_of_its_own_coils_alone():
+    A = make()
+    bound = A.lipschitz
+    assert "lipschitz" not in vars(A.spread_over(Group(0, 2)))
+    assert vars(A)["lipschitz"] == bound
 
 
 WEIGHTS = torch.rand(40 * 22, generator=torch.Generator().manual_seed(5))

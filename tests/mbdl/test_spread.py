@@ -208,6 +208,7 @@ def test_a_plan_for_more_devices_takes_less_on_each_and_says_so() -> None:
     plans = [plan((20, 18, 22), n_devices=n, **sizes) for n in (1, 2, 4)]
     assert "device" not in str(plans[0])
     assert str(plans[2]).startswith("on each of 4 devices: blocks of 10 x 18 x 22 voxels, 2 an unroll, ")
+    assert str(plans[1]).startswith("on each of 2 devices: ")
     image = 8 * 20 * 18 * 22
     assert [p.parts["maps"] for p in plans] == [9 * image, 5 * image, 3 * image]
     assert plans[0].n_bytes > plans[1].n_bytes > plans[2].n_bytes

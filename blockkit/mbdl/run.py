@@ -125,6 +125,7 @@ class Run:
         step = self.step
         if values:
             means = self.mean(gradients, len(values))
+            self.clip(means)
             with_room(lambda: self.change_weights(means), partial(self.make_room, scans, first_own, alone=True))
             self.history.losses.append(sum(values) / len(values))
         for error in bad:
@@ -167,17 +168,25 @@ class Run:
     def mean(self, gradients: list[Tensor | None], n: int) -> list[Tensor | None]:
         """Return the mean of the gradients of ``n`` scans, of which this process has the sum of its own."""
         if self.ranks.size == 1:
-            return [None if g is None else g / n for g in gradients]
+            return gradients if n == 1 else [None if g is None else g.div_(n) for g in gradients]
         n *= self.ranks.group.size  # where all have the whole gradients: their mean is the same on all to the bit
         mine = gradients or [None] * len(self.optimizer.trained)  # all of its scans are bad
         pairs = zip(mine, self.optimizer.trained, strict=True)
         return [g / n for g in self.ranks.sum([torch.zeros_like(p) if g is None else g for g, p in pairs])]
 
-    def change_weights(self, gradients: list[Tensor | None]) -> None:
-        """Change the weights by one step along gradients, clipped to norm 1; if it fails, they are as before."""
-        for parameter, gradient in zip(self.optimizer.trained, gradients, strict=True):
-            parameter.grad = None if gradient is None else gradient.clone()
+    def clip(self, gradients: list[Tensor | None]) -> None:
+        """Clip gradients to norm 1 where they are: a copy of them would be memory that no plan counts."""
+        self.hand_over(gradients)
         torch.nn.utils.clip_grad_norm_(self.optimizer.trained, 1.0)
+
+    def hand_over(self, gradients: list[Tensor | None]) -> None:
+        """Give the parameters their gradients, the tensors themselves."""
+        for parameter, gradient in zip(self.optimizer.trained, gradients, strict=True):
+            parameter.grad = gradient
+
+    def change_weights(self, gradients: list[Tensor | None]) -> None:
+        """Change the weights by one step along gradients; if it fails, they are as before."""
+        self.hand_over(gradients)
         self.optimizer.step()
         torch.clear_autocast_cache()  # or a surrounding autocast goes on with the weights of the step before
 

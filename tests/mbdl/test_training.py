@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from blockkit.blockwise.memory import measure_peak
 from blockkit.data.scan import Scan
+from blockkit.mbdl.footprint import Case, predict_run
 from blockkit.mbdl.loss import relative_error
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.run import Run
@@ -289,3 +291,13 @@ class ReadsBeforeStop(list):
         if not self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)
         return super().__getitem__(i)
+
+
+def test_a_step_takes_the_memory_that_is_predicted_also_where_weights_are_most_of_it() -> None:
+    torch.manual_seed(0)
+    model, scan = UnrolledNetwork(ResidualCNN(64, 4), 1), make_scan(0)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    case = Case(scan.image_shape, scan.n_coils, scan.kspace.shape[1])
+    with measure_peak() as peak:
+        fit(model, [scan], n_steps=2, check_memory=False, watch=lambda progress: None)
+    assert abs(peak.bytes + weights - predict_run(model, case).bytes) < 0.3 * weights

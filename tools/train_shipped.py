@@ -3,7 +3,10 @@
 Each stage goes on from the weights of the one before, with the learning rate raised again (a warm restart). The first
 two see radial scans of one kind; the third shows the regularizers the gradient too, and two thirds of its scans are of
 any kind: :mod:`training_scans`. The fourth makes the hidden layers wider, and adds scans that leave little to do; the
-fifth adds trajectories other than radial.
+fifth adds trajectories other than radial. The sixth is the longest: new scans of all these kinds, and of tissues and
+textures that are no phantom, with less weight on the images of earlier unrolls. It ran on a GPU (``--device cuda``),
+from the weights of the fifth as they are stored, in 16 bits.
+
 Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where it stopped.
 """
 
@@ -14,17 +17,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from training_scans import SimulatedScans, make_clean_scan, make_other_scan, make_scan, make_wide_scan
+from training_scans import (
+    SimulatedScans,
+    make_clean_scan,
+    make_other_scan,
+    make_scan,
+    make_textured_scan,
+    make_wide_scan,
+)
 
 import blockkit as bk
+from blockkit.mbdl import loss
 from blockkit.mbdl.weights import SHIPPED
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of ``fit``: the phantoms it sees, for how many steps, and the regularizers' width and input."""
+    """One run of ``fit``: the scans it sees, for how many steps, the regularizers' width and input, and the loss."""
 
     seeds: range
     n_steps: int
@@ -32,8 +44,10 @@ class Stage:
     wide_seeds: range = range(0)
     clean_seeds: range = range(0)
     other_seeds: range = range(0)
+    textured_seeds: range = range(0)
     sees_gradient: bool = False
     n_channels: int = 64
+    earlier_unrolls: float = loss.EARLIER_UNROLLS
 
 
 STAGES = (
@@ -58,6 +72,18 @@ STAGES = (
         other_seeds=range(8000, 8100),
         sees_gradient=True,
         n_channels=96,
+    ),
+    Stage(
+        range(10000, 10450),
+        13_000,
+        1e-3,
+        wide_seeds=range(12000, 12200),
+        clean_seeds=range(13000, 13050),
+        other_seeds=range(14000, 14120),
+        textured_seeds=range(15000, 15180),
+        sees_gradient=True,
+        n_channels=96,
+        earlier_unrolls=0.1,
     ),
 )
 VALIDATION_SEEDS, WIDE_VALIDATION_SEEDS = range(2000, 2006), range(6000, 6006)
@@ -101,6 +127,7 @@ def scans_of(stage: Stage, work: Path) -> SimulatedScans:
             make_wide_scan: stage.wide_seeds,
             make_clean_scan: stage.clean_seeds,
             make_other_scan: stage.other_seeds,
+            make_textured_scan: stage.textured_seeds,
         },
         work,
     )
@@ -116,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, train, and write weights and log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only-simulate", action="store_true", help="make the scans and stop")
+    parser.add_argument("--device", default="cpu", help='where to train: "cuda" for a GPU (default: cpu)')
     args = parser.parse_args(argv)
     work = ROOT / "build" / "training"
     if args.only_simulate:
@@ -126,8 +154,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = make_model()
     log = []
     for i, stage in enumerate(STAGES):
-        model = grown(model, stage)
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # in the regularizer only: convolutions take half the time
+        model = grown(model, stage).to(args.device)
+        # half precision in the regularizer only: on a CPU convolutions take half the time, on a GPU it gains nothing
+        half = torch.autocast("cpu", dtype=torch.bfloat16)
+        with half, patch.object(loss, "EARLIER_UNROLLS", stage.earlier_unrolls):
             history = bk.fit(
                 model,
                 scans_of(stage, work),
@@ -141,9 +171,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if history.interrupted:
             print("Stopped. The same command goes on.")
             return
-        losses = [round(loss, 5) for loss in history.losses]
+        losses = [round(error, 5) for error in history.losses]
         log.append({"losses": losses, "validation_psnr_db": history.validation})
-    bk.save_weights(copy.deepcopy(model).half(), ROOT / "data_samples" / SHIPPED)  # half the file; read as float32
+    half_the_file = copy.deepcopy(model).cpu().half()  # read as float32
+    bk.save_weights(half_the_file, ROOT / "data_samples" / SHIPPED)
     (ROOT / "data_samples" / "training_log.json").write_text(json.dumps(log) + "\n")
 
 

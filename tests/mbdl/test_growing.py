@@ -48,8 +48,11 @@ def test_a_model_that_is_large_enough_stays_as_it_is(train_shipped):
     assert train_shipped.grown(model, train_shipped.Stage(range(0), 1, n_channels=6)) is model
 
 
-def test_a_clean_scan_is_drawn_from_its_seed_alone(train_shipped):
-    first, again, other = (train_shipped.make_clean_scan(seed) for seed in (7003, 7003, 7004))
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "seed"), [("clean", 7003), ("textured", 15003), ("textured", 15004)])
+def test_a_scan_is_drawn_from_its_seed_alone(train_shipped, kind, seed):
+    make = getattr(train_shipped, f"make_{kind}_scan")
+    first, again, other = (make(seed) for seed in (seed, seed, seed + 1))
     assert torch.equal(first.kspace, again.kspace)
     assert first.kspace.shape != other.kspace.shape or not torch.equal(first.kspace, other.kspace)
     assert 1 <= len(first.maps) <= 8

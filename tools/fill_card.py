@@ -109,9 +109,15 @@ def speed() -> str:
     return table(columns, read_table((RESULTS / "speed.md").read_text(encoding="utf-8"), *columns))
 
 
+def ablation() -> str:
+    """Give what small models lose or gain by one choice changed."""
+    columns = ("one choice changed", "thousand weights", "PSNR dB", "against base", "CPU time, base = 1")
+    return table(columns, read_table((RESULTS / "ablation.md").read_text(encoding="utf-8"), *columns))
+
+
 def filled(text: str) -> str:
     """Return the card with each table made anew."""
-    makers = {make.__name__: make for make in (weights, stages, quality, robustness, speed)}
+    makers = {make.__name__: make for make in (weights, stages, ablation, quality, robustness, speed)}
     parts = re.split(r"(<!-- (?:\w+) -->\n.*?<!-- end -->)", text, flags=re.DOTALL)
     for i, part in enumerate(parts):
         if part.startswith("<!-- "):

@@ -1,10 +1,11 @@
-"""What a benchmark leaves behind where it cannot run, and the arithmetic of the long run."""
+"""What a benchmark leaves behind where it cannot run, what it reads, and its arithmetic."""
 
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,3 +57,32 @@ def test_each_thing_that_grows_breaks_its_own_limit_and_no_other(
         (n, *(value + grows * n * (i + 1 == column) for i, value in enumerate(flat))) for n in range(10, 500, 10)
     ]
     assert [holds for _, holds in soak["rows"](samples)] == [i + 1 != column for i in range(len(flat))]
+
+
+@pytest.mark.parametrize("key", ["ksp", "ksp_gas"])
+def test_a_lung_scan_of_some_spokes_has_their_samples_in_cycles_per_field_of_view(
+    key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    lung_scan = runpy.run_path(str(BENCHMARKS / "real_data.py"))["lung_scan"]
+    rng = np.random.default_rng(0)
+    kspace = rng.standard_normal((1, 12, 5, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    coord = rng.uniform(-0.5, 0.5, (12, 5, 3))
+    np.savez(tmp_path / "lung.npz", **{key: kspace, "coord": coord})
+    chosen = np.arange(12) % 4 == 0
+    scan = lung_scan(tmp_path / "lung.npz", chosen)
+    np.testing.assert_array_equal(scan.kspace.numpy()[0], kspace[0, [0, 4, 8]].ravel())
+    np.testing.assert_allclose(scan.trajectory.numpy(), 64 * coord[[0, 4, 8]].reshape(-1, 3), rtol=1e-6)
+    assert scan.image_shape == (64, 64, 64)
+    assert lung_scan(tmp_path / "lung.npz", slice(None)).kspace.shape == (1, 60)
+
+
+def test_the_search_of_a_weight_starts_lower_for_a_larger_volume_and_less_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = runpy.run_path(str(BENCHMARKS / "robustness.py"))
+    by_name = {setting.name: setting.first_weight for setting in module["settings"](True)}
+    assert by_name["base"] == module["BASE_WEIGHT"]
+    assert by_name["base"] > by_name["64 x 48 x 56"] > by_name["96 x 72 x 96"] > by_name["192 x 144 x 176"] > 0
+    assert by_name["noise 10 %"] > by_name["base"] > by_name["noise 0.5 %"]

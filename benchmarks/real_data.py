@@ -126,7 +126,7 @@ def cta_report(path: Path) -> Iterator[str]:
     picture("cta", {**images, "reference": reference})
 
 
-def lung_scan(path: Path, spokes: Array | slice) -> bk.Scan:
+def lung_scan(path: Path, spokes: NDArray[np.bool_] | slice) -> bk.Scan:
     """Return the scan of some of the spokes; the archive does not say how large the voxels are."""
     archive = np.load(path)
     kspace = archive["ksp_gas" if "ksp_gas" in archive else "ksp"][:, spokes].reshape(1, -1)

@@ -3,6 +3,7 @@
 import gc
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -11,9 +12,10 @@ from blockkit.blockwise.resident import give_back_heap
 from blockkit.mbdl.room import NoRoomError
 
 T = TypeVar("T")
+_NO_CODE = re.compile("could not create a primitive$")  # oneDNN: without room for its code, or once it had none
 _SIGNS = re.compile(
     "allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED|malloc"
-    "|could not create a (memory|primitive$)"  # oneDNN: without room for its code or its scratch
+    f"|could not create a memory|{_NO_CODE.pattern}"
 )
 
 
@@ -27,6 +29,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def with_room(action: Callable[[], T], make_room: Callable[[str, bool], None]) -> T:
     """Return what ``action`` returns; when memory runs out, make room and begin it anew.
 
+    Where oneDNN once had no room for the code of a kernel, it makes none in that thread again, however much is free.
+    Then ``action`` goes on in threads of its own.
+
     Parameters
     ----------
     action
@@ -35,16 +40,37 @@ def with_room(action: Callable[[], T], make_room: Callable[[str, bool], None]) -
         Called when all that the failed try held is free again, with what was said, and whether it was a prediction
         alone, before anything was taken. Raises if it can do no more.
     """
+    call: Callable[[Callable[[], T]], T] = _here
     while True:
         try:
-            return action()
+            return call(action)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             said, foreseen = (str(error).strip() or "no memory").splitlines()[0], isinstance(error, NoRoomError)
         # the error is gone here, and with it the frames that held the tensors of the failed try
         give_back_free_memory()
-        make_room(said, foreseen)
+        if call is _here and _NO_CODE.search(said):
+            call = _in_new_thread
+        else:
+            make_room(said, foreseen)
+
+
+def _here(action: Callable[[], T]) -> T:
+    return action()
+
+
+def _in_new_thread(action: Callable[[], T]) -> T:
+    """Run it in a new thread, with what torch keeps for each thread as it is here."""
+    with_grad, dtype = torch.is_grad_enabled(), torch.get_autocast_dtype("cpu")
+    autocast = torch.autocast("cpu", dtype, enabled=torch.is_autocast_enabled("cpu"))
+
+    def run() -> T:
+        with torch.set_grad_enabled(with_grad), autocast:
+            return action()
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(run).result()
 
 
 def give_back_free_memory() -> None:

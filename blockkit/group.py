@@ -7,6 +7,7 @@ is about to add: if one failed, or they are not all at the same, all raise, and 
 
 import atexit
 import os
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)  # to wait for a process that hangs; one that ended is noticed at once
+HOLD_SECONDS = 1.0  # to wait, after a sum, for the library to let go of its tensor; it takes microseconds
 ALIKE = 1e-3  # relative: up to this, numbers count as the same on all processes, which may round differently
 _ON_ALL = "Raised on all processes, since it happened on"
 
@@ -74,7 +76,7 @@ class Group:
         if self._talks:
             with _disable_current_modes():  # whoever counts memory counts the tensors, not this
                 for tensor in tensors:
-                    _or_lost(partial(distributed.all_reduce, tensor))
+                    _add_up(tensor)
         return tensors
 
     def norms_of(self, what: str, norms: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
@@ -213,6 +215,19 @@ def _small_talk() -> Any:
         small = world if on_cpu else distributed.new_group(backend="gloo", timeout=TIMEOUT)
         _talking.update(world=world, small=small)
     return _talking["small"]
+
+
+def _add_up(tensor: Tensor) -> None:
+    """Sum a tensor over the processes, in its place, and return when nobody else holds it.
+
+    Gloo's thread lets go of a tensor a moment after its sum is there, at times after the caller has: then an image
+    would live on into the next step, which no prediction can know of.
+    """
+    holders: Callable[[], int] = tensor._use_count  # type: ignore[attr-defined]
+    n_before, patience = holders(), time.monotonic() + HOLD_SECONDS
+    _or_lost(partial(distributed.all_reduce, tensor))
+    while not tensor.is_cuda and holders() > n_before and time.monotonic() < patience:
+        time.sleep(1e-5)
 
 
 def _or_lost(collective: Callable[[], object]) -> None:

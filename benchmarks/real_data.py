@@ -183,6 +183,19 @@ def lung_regions(image: torch.Tensor) -> tuple[NDArray[np.bool_], NDArray[np.boo
     return ndimage.binary_erosion(lungs, iterations=2), border, air
 
 
+def lung_words() -> Iterator[str]:
+    """Give what the columns of the tables of lung scans mean."""
+    yield "## Measured lung scans"
+    yield ""
+    yield "Apparent SNR: mean in the lungs over the standard deviation in the air around, of the magnitude. Rise: mean"
+    yield "in the lungs less that in the air, over the median along their border of the steepest slope within a voxel,"
+    yield "after a Gaussian of 0.7 voxels, so that noise counts less. CS by L1-wavelet (Haar), weights from one that"
+    yield f"does almost nothing to one that blurs the lungs, {LUNG_ITERATIONS} iterations: compare where as sharp."
+    yield "Error on other spokes: relative L2, weighted by density, of what an image gives on spokes left out. Their"
+    yield "noise is in all of these errors; the image with the lowest is the nearest to what was measured there."
+    yield ""
+
+
 def lung_report(path: Path) -> Iterator[str]:
     """Give the table of a lung scan."""
     n_spokes = len(np.load(path)["coord"])
@@ -191,14 +204,7 @@ def lung_report(path: Path) -> Iterator[str]:
     others = lung_scan(path, ~every_fourth)
     found = {n: lung_images(lung_scan(path, spokes), f"{path.stem}_{n}") for n, spokes in used.items()}
     lungs, border, air = lung_regions(found[n_spokes]["gridding"])
-    yield f"## A measured lung scan, {path.stem}"
-    yield ""
-    yield "Apparent SNR: mean in the lungs over the standard deviation in the air around, of the magnitude. Rise: mean"
-    yield "in the lungs less that in the air, over the median along their border of the steepest slope within a voxel,"
-    yield "after a Gaussian of 0.7 voxels, so that noise counts less. CS by L1-wavelet (Haar), weights from one that"
-    yield f"does almost nothing to one that blurs the lungs, {LUNG_ITERATIONS} iterations: compare where as sharp."
-    yield "Error on other spokes: relative L2, weighted by density, of what an image gives on spokes left out. Their"
-    yield "noise is in all of these errors; the image with the lowest is the nearest to what was measured there."
+    yield f"### {path.stem}"
     yield ""
     yield "| spokes | image | apparent SNR | rise, voxels | error on other spokes |"
     yield "| --- | --- | --- | --- | --- |"
@@ -234,7 +240,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cta", type=Path, help="CT angiogram of a thorax, NIfTI, Hounsfield units")
     parser.add_argument("--lung", type=Path, nargs="+", default=[], help="radial lung scans, NumPy archives")
     args = parser.parse_args(argv)
-    reports = [cta_report(args.cta)] * bool(args.cta) + [lung_report(path) for path in args.lung]
+    reports = [cta_report(args.cta)] * bool(args.cta) + [lung_words()] * bool(args.lung)
+    reports += [lung_report(path) for path in args.lung]
     if not reports:
         print("No data given, nothing done: --cta PATH, --lung PATH..., or both.")
         return

@@ -68,7 +68,7 @@ class Setting:
         The weight is a fraction of the one that gives a zero image, and larger volumes have larger coefficients.
         """
         larger = math.prod(self.image_shape) / math.prod(Setting("base").image_shape)
-        guess = BASE_WEIGHT * max(self.noise, 5e-4) / 0.02 * (self.acceleration / 8) ** 0.5 / larger**0.8
+        guess = BASE_WEIGHT * max(self.noise, 5e-4) / 0.02 * (self.acceleration / 8) ** 0.5 / larger**0.75
         return float(BASE_WEIGHT * 2.0 ** round(math.log2(guess / BASE_WEIGHT)))
 
 

@@ -147,10 +147,10 @@ BASELINES: tuple[Baseline, ...] = (
     Own("own_haar", "blockkit L1-wavelet (Haar)", "haar", 2.5e-6),
     Bart("bart_haar", "BART L1-wavelet (Haar)", "-e --wavelet haar -R W:7:0:{weight:g}", 3e-4),
     Bart("bart_wavelet", "BART L1-wavelet (dau2)", "-e -R W:7:0:{weight:g}", 3e-4),
-    Bart("bart_tv", "BART TV", "-R T:7:0:{weight:g}", 4e-3, weighted=True),
+    Bart("bart_tv", "BART TV (weighted samples)", "-R T:7:0:{weight:g}", 4e-3, weighted=True),
     Bart("bart_tikhonov", "BART Tikhonov", "-l2 -r {weight:g}", 1e-3, 25),
     SigPy("sigpy_wavelet", "SigPy L1WaveletRecon", "L1WaveletRecon", 2e-4),
-    SigPy("sigpy_tv", "SigPy TotalVariationRecon", "TotalVariationRecon", 2e-4, weighted=True),
+    SigPy("sigpy_tv", "SigPy TotalVariationRecon (weighted samples)", "TotalVariationRecon", 2e-4, weighted=True),
 )
 
 

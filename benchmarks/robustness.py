@@ -4,8 +4,7 @@ Base: 48 x 40 x 48, 4 coils, acceleration 8, noise 2 %, 3D radial. One thing at 
 acceleration, noise, trajectory; one setting is fully sampled and free of noise. In each setting the weight of
 compressed sensing (Haar) is tuned on a scan of its own, with the reference in hand, by steps of a factor of two until
 both neighbors are worse; the test scans, seeds 3020 and 3021, are reconstructed with it at 400 iterations. To tune,
-200 are taken up to 96 voxels, where twice the weight they choose is worse at 800 too; above that they choose too low a
-weight, so 400 are taken.
+200 are taken up to 96 voxels, where twice the weight they choose is worse at 800 too, and 400 above.
 Vessels: the part of the centerlines visible in the reference that is visible in the image, for diameters of about 1/2,
 1 and 2 voxels, and the part of the image's vessels that the reference does not have. All images are kept in
 build/robustness/, so that a run that was stopped goes on. Writes benchmarks/results/robustness.md after each setting.

@@ -24,6 +24,11 @@ def machine() -> str:
     return f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {torch.get_num_threads()} threads of {name}"
 
 
+def command() -> str:
+    """Return the command that runs now, as it is typed at the project's root."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
 def seconds(function: Callable[[], object], n: int = 3) -> float:
     """Return the least time of ``n`` runs after one that is not counted."""
     function()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from baselines import BASELINES, Baseline
 from cases import Case, body_mask, phantom_cases
-from common import ROOT, machine, weights_name
+from common import ROOT, command, machine, weights_name
 from tuning import PLATEAU_DB, climb, tune
 
 import blockkit as bk
@@ -235,7 +235,7 @@ def main() -> None:
     print("\n".join(skipped), flush=True)
     at_first = [tuned(one, ACCELERATIONS[0]) for one, why in asked.items() if not why]
     lines = ["# MBDL against tuned, converged compressed sensing on phantoms never trained on", ""]
-    lines += [f"`python benchmarks/quality.py`, {machine()}. Weights and iterations were tuned for PSNR on validation"]
+    lines += [f"`{command()}`, {machine()}. Weights and iterations were tuned for PSNR on validation"]
     lines += [
         f"phantoms, iterations doubled until that gains less than {PLATEAU_DB} dB; no image is rescaled.",
         *skipped,

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from baselines import BASELINES, Baseline
-from common import ROOT, machine, weights_name
+from common import ROOT, command, machine, weights_name
 from matplotlib.figure import Figure
 
 import blockkit as bk
@@ -167,7 +167,7 @@ def main() -> None:
     lines = [
         "# PSNR against time",
         "",
-        f"`python benchmarks/speed.py`, {machine()}; {size}, {N_COILS} coils, acceleration 8, noise 2 %.",
+        f"`{command()}`, {machine()}; {size}, {N_COILS} coils, acceleration 8, noise 2 %.",
     ]
     lines += ["", "| method | seconds | PSNR dB | SSIM | |", "| --- | --- | --- | --- | --- |"]
     lines += [row(f"MBDL, {precision}", point, "") for precision, point in ours.items()]

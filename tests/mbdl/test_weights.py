@@ -9,7 +9,7 @@ from torch import nn
 
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
-from blockkit.mbdl.weights import load_model, save_weights, write_tensors
+from blockkit.mbdl.weights import load_model, read_tensors, save_weights, write_tensors
 
 
 def make(*, sees_gradient=False, **options):
@@ -42,6 +42,50 @@ def test_a_model_comes_back_from_its_file_with_the_same_weights_and_description(
         assert name == other
         assert torch.equal(a, b)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_a_compact_file_is_a_quarter_and_gives_each_weight_to_half_a_step(tmp_path, dtype):
+    model = UnrolledNetwork(ResidualCNN(24, 4), 3, shared_weights=False).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()
+        model.regularizers[1].layers[2].weight[3] = 0  # a channel without weights
+    save_weights(model, tmp_path / "whole")
+    save_weights(model, tmp_path / "compact", compact=True)
+    bits = torch.finfo(dtype).bits
+    assert (tmp_path / "compact").stat().st_size < (tmp_path / "whole").stat().st_size * 8 / bits + 16_000
+    kept, loaded = model.state_dict(), load_model(tmp_path / "compact").state_dict()
+    assert kept.keys() == loaded.keys()
+    for name, value in kept.items():
+        assert loaded[name].dtype == torch.float32
+        if value.ndim > 1:
+            largest = value.float().abs().flatten(1).amax(1).reshape(-1, 1, 1, 1, 1)
+            assert ((loaded[name] - value.float()).abs() <= largest / 127 / 2 * 1.0001).all()
+            assert torch.equal(loaded[name].flatten(1).abs().amax(1) > 0, largest.flatten() > 0)
+        else:
+            assert torch.equal(loaded[name], value.float())
+
+
+def test_a_compact_file_of_a_bad_model_or_a_damaged_one_is_refused(tmp_path):
+    model = make()
+    with torch.no_grad():
+        model.regularizers[0].layers[1].weight[0, 0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"regularizers\.0\.layers\.1\.weight has 1 values"):
+        save_weights(model, tmp_path / "w", compact=True)
+    assert not (tmp_path / "w").exists()
+    save_weights(make(), tmp_path / "w", compact=True)
+    tensors, metadata = read_tensors(tmp_path / "w")
+    for step, said in (
+        (torch.ones(3), "is damaged"),
+        (torch.full((4,), torch.inf), "NaN or infinite"),
+        (None, "does not fit"),
+    ):
+        changed = {name: value for name, value in tensors.items() if name != "regularizers.0.layers.1.weight.step"}
+        changed |= {} if step is None else {"regularizers.0.layers.1.weight.step": step}
+        write_tensors(tmp_path / "bad", changed, metadata)
+        with pytest.raises(ValueError, match=said):
+            load_model(tmp_path / "bad")
 
 
 def test_a_regularizer_of_ones_own_is_asked_for_by_name_and_then_filled(tmp_path):

@@ -1,4 +1,4 @@
-"""Kernels in 8 bits: whole numbers from -127 to 127 and, for each output channel, the step between them."""
+"""Kernels in 8 bits: whole numbers from -127 to 127 and, for each pair of channels, the step between them."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         result[name] = value
         if value.is_floating_point() and value.ndim > 1:
             check_finite(value, name)
-            largest = value.double().abs().flatten(1).amax(dim=1)
+            largest = value.double().abs().reshape(*_pairs(value), -1).amax(dim=-1)
             step = torch.where(largest > 0, largest / _MOST, 1.0)
             result[name] = (value.double() / _along(step, value)).round().to(torch.int8)
             result[name + _STEP] = step.float()
@@ -32,13 +32,17 @@ def unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     result = {name: value for name, value in tensors.items() if name.removesuffix(_STEP) not in steps or name in steps}
     for name, step in steps.items():
-        if step.shape != tensors[name].shape[:1]:
-            raise ValueError(
-                f"{name} has {tuple(step.shape)} steps, expected one for each of its {len(tensors[name])} channels."
-            )
+        expected = _pairs(tensors[name])
+        if step.shape != expected:
+            raise ValueError(f"{name} has steps of shape {tuple(step.shape)}, expected {tuple(expected)}.")
         result[name] = tensors[name] * _along(step, tensors[name])
     return result
 
 
+def _pairs(kernel: Tensor) -> torch.Size:
+    """Return the shape of the steps: (output, input) of a convolution, (output,) of a matrix."""
+    return kernel.shape[: 2 if kernel.ndim > 2 else 1]
+
+
 def _along(step: Tensor, kernel: Tensor) -> Tensor:
-    return step.reshape(-1, *[1] * (kernel.ndim - 1))
+    return step.reshape(*step.shape, *[1] * (kernel.ndim - step.ndim))

@@ -33,8 +33,9 @@ def save_weights(model: UnrolledNetwork, path: str | Path, *, compact: bool = Fa
     path
         The file; an old one stays until the new one is whole.
     compact
-        Store kernels in 8 bits, with a step for each output channel: a quarter of the file, and every weight within
-        half a step, 0.4 % of the largest of its channel. They are read as float32. To go on training, store all bits.
+        Store kernels in 8 bits, with a step for each pair of output and input: less than a third of the file, and every
+        weight within half a step, 0.4 % of the largest of its pair. They are read as float32. To go on training, store
+        all bits.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Kernels in 8 bits: whole numbers from -127 to 127 and, for each pair of channels, the step between them."""
+"""Kernels in 8 bits: whole numbers from -127 to 127, and the step between them for each pair of channels."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from blockkit.checks import check_finite
 
 _MOST = 127
 _STEP = ".step"  # after the name of a kernel, the name of its steps
+_FEWEST = 8  # weights to a pair for which a step of its own is worth its 32 bits
 
 
 def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -14,7 +15,7 @@ def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     result = {}
     for name, value in tensors.items():
         result[name] = value
-        if value.is_floating_point() and value.ndim > 1:
+        if value.is_floating_point() and value.ndim > 1 and value.numel():
             check_finite(value, name)
             largest = value.double().abs().reshape(*_pairs(value), -1).amax(dim=-1)
             step = torch.where(largest > 0, largest / _MOST, 1.0)
@@ -40,8 +41,8 @@ def unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pairs(kernel: Tensor) -> torch.Size:
-    """Return the shape of the steps: (output, input) of a convolution, (output,) of a matrix."""
-    return kernel.shape[: 2 if kernel.ndim > 2 else 1]
+    """Return the shape of the steps: (output, input), or (output,) where a pair has few weights."""
+    return kernel.shape[: 2 if kernel.shape[2:].numel() >= _FEWEST else 1]
 
 
 def _along(step: Tensor, kernel: Tensor) -> Tensor:

@@ -33,9 +33,9 @@ def save_weights(model: UnrolledNetwork, path: str | Path, *, compact: bool = Fa
     path
         The file; an old one stays until the new one is whole.
     compact
-        Store kernels in 8 bits, with a step for each pair of output and input: less than a third of the file, and every
-        weight within half a step, 0.4 % of the largest of its pair. They are read as float32. To go on training, store
-        all bits.
+        Store kernels in 8 bits, with a step for each pair of output and input, or for each output where a pair has
+        fewer than 8 weights: about a third of the file. Every weight stays within half a step, 0.4 % of the largest
+        that shares it. They are read as float32. To go on training, store all bits.
 
     Raises
     ------

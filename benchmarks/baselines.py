@@ -27,6 +27,7 @@ from common import ROOT, environment
 import blockkit as bk
 
 SIGPY = ("sigpy==0.1.27", "numba", "pywavelets")
+HAAR = "-e --wavelet haar -R W:7:0:{weight:g}"
 
 
 class Baseline(Protocol):
@@ -145,7 +146,8 @@ class SigPy:
 BASELINES: tuple[Baseline, ...] = (
     Own("own", "blockkit L1-wavelet (db4)", "db4", 4e-5),
     Own("own_haar", "blockkit L1-wavelet (Haar)", "haar", 2.5e-6),
-    Bart("bart_haar", "BART L1-wavelet (Haar)", "-e --wavelet haar -R W:7:0:{weight:g}", 3e-4),
+    Bart("bart_haar", "BART L1-wavelet (Haar)", HAAR, 3e-4),
+    Bart("bart_haar_weighted", "BART L1-wavelet (Haar, weighted samples)", HAAR, 5e-3, 50, weighted=True),
     Bart("bart_wavelet", "BART L1-wavelet (dau2)", "-e -R W:7:0:{weight:g}", 3e-4),
     Bart("bart_tv", "BART TV (weighted samples)", "-R T:7:0:{weight:g}", 4e-3, weighted=True),
     Bart("bart_tikhonov", "BART Tikhonov", "-l2 -r {weight:g}", 1e-3, 25),
@@ -157,8 +159,9 @@ BASELINES: tuple[Baseline, ...] = (
 def sample_weights(scan: bk.Scan) -> torch.Tensor:
     """Return the square root of the density compensation, the largest 1.
 
-    Total variation by ADMM or by a primal-dual method converges slowly on radial samples that all count the same: on
+    Radial samples that all count the same make total variation by ADMM or by a primal-dual method converge slowly: on
     the validation phantoms of quality.py BART needs 3200 iterations (32.4 dB), and with these weights 100 (32.3 dB).
+    With wavelets BART then needs 50 iterations instead of 200, for 0.5 dB less there.
     """
     dcf = bk.density_compensation(scan.trajectory, scan.image_shape)
     return (dcf / dcf.max()).sqrt()

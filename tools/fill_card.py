@@ -61,7 +61,8 @@ def weights() -> str:
         **{f"regularizer, {name}": value for name, value in said["regularizer"].items()},
         "regularizer, reach in voxels (z, y, x)": f"{seen.radius}, stride {seen.stride}",
         "number of weights": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        "stored as, read as": f"{stored_type(path)}, float32",
+        "stored as": stored_type(path),
+        "read as": "float32",
         "file": f"`data_samples/{SHIPPED}`, {len(content):,} bytes",
         "sha256": f"`{hashlib.sha256(content).hexdigest()}`",
     }
@@ -69,10 +70,10 @@ def weights() -> str:
 
 
 def stored_type(path: Path) -> str:
-    """Return the type of the numbers in a weights file."""
+    """Return the types of the numbers in a weights file, without those of single numbers and vectors."""
     with safe_open(path, "pt") as file:
         kinds = {file.get_tensor(name).dtype for name in file.keys() if file.get_tensor(name).ndim > 1}  # noqa: SIM118
-    return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds or {torch.float32}))
+    return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds or {torch.float32}))
 
 
 def stages() -> str:

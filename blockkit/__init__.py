@@ -20,7 +20,8 @@ from blockkit.data.ismrmrd_write import save_ismrmrd
 from blockkit.data.opening import make_scan, open_scan
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.raw import RawScan
-from blockkit.data.scan import Scan, load_scan, simulate_scan
+from blockkit.data.scan import Scan, load_scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.folders.folder_recon import reconstruct_folder
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.planner import plan
@@ -32,6 +33,7 @@ from blockkit.physics.calibration import estimate_maps
 from blockkit.physics.channels import compress_coils, mix_coils, outer_samples, prewhiten, whitening_matrix
 from blockkit.physics.coils import simulate_maps
 from blockkit.physics.delays import estimate_delays
+from blockkit.physics.density import density_compensation
 from blockkit.physics.fourier import NUFFT, DirectFourier, Toeplitz
 from blockkit.physics.generators import floret, from_mrinufft
 from blockkit.physics.linop import LinearOperator, adjoint_error
@@ -39,7 +41,7 @@ from blockkit.physics.maps import InterpolatedMaps
 from blockkit.physics.off_resonance import OffResonance
 from blockkit.physics.readouts import crop_kspace, delay_gradients, select_readouts, shift_fov
 from blockkit.physics.sense import Encoding
-from blockkit.physics.trajectory import cones, density_compensation, radial_3d, spiral_phyllotaxis, stack_of_stars
+from blockkit.physics.trajectory import cones, radial_3d, spiral_phyllotaxis, stack_of_stars
 
 if TYPE_CHECKING:
     from blockkit.show.explorer import MemoryExplorer as MemoryExplorer

@@ -19,7 +19,8 @@ from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.cli import main
 from blockkit.data.ismrmrd_write import save_ismrmrd
 from blockkit.data.raw import RawScan
-from blockkit.data.scan import Scan, simulate_scan
+from blockkit.data.scan import Scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl import room, unrolled
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork

@@ -16,7 +16,7 @@ from blockkit.data.cfl import save_cfl
 from blockkit.data.ismrmrd_write import save_ismrmrd
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.raw import RawScan
-from blockkit.data.scan import simulate_scan
+from blockkit.data.simulate import simulate_scan
 
 IMAGE_SHAPE = (20, 16, 20)
 N_COILS = 2

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from blockkit.data.phantom import pulmonary_phantom
-from blockkit.data.scan import Scan, simulate_scan
+from blockkit.data.scan import Scan
+from blockkit.data.simulate import simulate_scan
 
 IMAGE_SHAPE = (56, 42, 56)
 FINER = 1.5

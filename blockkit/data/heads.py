@@ -31,7 +31,7 @@ from blockkit.data.ismrmrd import (
 from blockkit.data.opening import check_says_all, kind_of
 from blockkit.data.raw import named_in_errors
 from blockkit.data.scan import check_shapes
-from blockkit.physics.fourier import check_trajectory
+from blockkit.physics.inputs import check_trajectory
 
 _BYTES_AT_ONCE = 2**26
 

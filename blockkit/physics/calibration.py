@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from blockkit.checks import Shape3, check_count, check_kspace, check_shape3
+from blockkit.physics.density import density_compensation
 from blockkit.physics.espirit import espirit, smooth, smooth_phase
 from blockkit.physics.fourier import NUFFT
 from blockkit.physics.maps import InterpolatedMaps
 from blockkit.physics.solvers import conjugate_gradient
-from blockkit.physics.trajectory import density_compensation
 
 METHODS = ("espirit", "lowres")
 

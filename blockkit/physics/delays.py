@@ -7,10 +7,10 @@ from torch import Tensor
 
 from blockkit.checks import Shape3, check_count, check_kspace
 from blockkit.physics.channels import compress_coils
+from blockkit.physics.density import density_compensation
 from blockkit.physics.fourier import NUFFT
 from blockkit.physics.readouts import delay_gradients
 from blockkit.physics.solvers import conjugate_gradient
-from blockkit.physics.trajectory import density_compensation
 
 _MARGIN = 4.0  # cycles/FOV beyond the samples used, for k to move in
 _N_COILS = 4

@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from blockkit.checks import check_finite, check_number, check_tensor
 from blockkit.ledger import few_for_all
-from blockkit.physics.fourier import NUFFT, check_coils
+from blockkit.physics.fourier import NUFFT
+from blockkit.physics.inputs import check_coils
 from blockkit.physics.linop import LinearOperator, apply_linear
 
 _SHARE = 0.1  # of the NUFFT's tolerance, that the segments may add

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import _disable_current_modes as _real
 from blockkit.checks import check_complex, check_count, check_finite, check_image, check_shape3, check_tensor
 from blockkit.group import ALONE, Group
 from blockkit.ledger import few_for_all, part
+from blockkit.physics.density import density_compensation
 from blockkit.physics.fourier import NUFFT, Toeplitz, toeplitz_pays
 from blockkit.physics.linop import LinearOperator, apply_linear
 from blockkit.physics.maps import InterpolatedMaps
 from blockkit.physics.off_resonance import OffResonance
 from blockkit.physics.solvers import eigenvalue_bound
-from blockkit.physics.trajectory import density_compensation
 
 NORMALS = ("auto", "toeplitz", "nufft")
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from blockkit.data.raw import RawScan
-from blockkit.data.scan import Scan, simulate_scan
+from blockkit.data.scan import Scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.unrolled import UnrolledNetwork
 from blockkit.mbdl.weights import save_weights

@@ -7,7 +7,8 @@ import torch
 
 from blockkit.data.band import limit_band
 from blockkit.data.phantom import pulmonary_phantom
-from blockkit.data.scan import Scan, simulate_scan
+from blockkit.data.scan import Scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.physics.coils import FOV_MM
 from blockkit.physics.fourier import NUFFT
 from blockkit.physics.trajectory import cones, radial_3d, stack_of_stars

@@ -10,7 +10,8 @@ import torch
 from blockkit.cli import main
 from blockkit.data.info import describe_file
 from blockkit.data.phantom import pulmonary_phantom
-from blockkit.data.scan import load_scan, simulate_scan
+from blockkit.data.scan import load_scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.prepared import PreparedScans
 from blockkit.mbdl.splitting import SplitScans

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from blockkit.blockwise.memory import measure_peak, predict_peak
-from blockkit.data.scan import simulate_scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl.data_consistency import prepare
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.offload import offloading

@@ -8,7 +8,7 @@ from torch import nn
 
 from blockkit.blockwise.memory import measure_peak
 from blockkit.blockwise.resident import free_bytes
-from blockkit.data.scan import simulate_scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl import footprint, room
 from blockkit.mbdl.footprint import PARTS, Case, predict_run, run_from_nothing
 from blockkit.mbdl.networks import ResidualCNN

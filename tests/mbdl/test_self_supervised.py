@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from blockkit.data.phantom import pulmonary_phantom
-from blockkit.data.scan import Scan, simulate_scan
+from blockkit.data.scan import Scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl import room
 from blockkit.mbdl.augmentation import mirrored
 from blockkit.mbdl.data_consistency import prepare

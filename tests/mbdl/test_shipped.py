@@ -5,7 +5,7 @@ import torch
 
 from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.data.phantom import pulmonary_phantom
-from blockkit.data.scan import simulate_scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl.weights import pretrained
 from blockkit.metrics import psnr, ssim
 from blockkit.physics.sense import Encoding

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from blockkit.data.folder import ScanFolder
-from blockkit.data.scan import Scan, simulate_scan
+from blockkit.data.scan import Scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.training import fit
 from blockkit.mbdl.unrolled import UnrolledNetwork

@@ -55,7 +55,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the density compensation forgets lags of the other sign",
-        "physics/trajectory.py", "lags[n - 1 : n], 2 * lags[n:]", "lags[n - 1 : n], lags[n:]", "00_start_here",
+        "physics/density.py", "lags[n - 1 : n], 2 * lags[n:]", "lags[n - 1 : n], lags[n:]", "00_start_here",
     ),
     Mutation(
         "the Toeplitz kernel is divided by the voxels of the padded grid",
@@ -134,11 +134,11 @@ MUTATIONS = (
     ),
     Mutation(
         "the noise is drawn from another seed",
-        "data/scan.py", '"seed", 0), 0x015E]', '"seed", 0), 0x015F]', "04_training",
+        "data/simulate.py", '"seed", 0), 0x015E]', '"seed", 0), 0x015F]', "04_training",
     ),
     Mutation(
         "the noise has its power shared between real and imaginary part",
-        "data/scan.py",
+        "data/simulate.py",
         "float(kspace.abs().square().mean().sqrt()) * 2**0.5",
         "float(kspace.abs().square().mean().sqrt())",
         "04_training",

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 
 from blockkit.physics.coils import simulate_maps
+from blockkit.physics.density import density_compensation
 from blockkit.physics.fourier import NUFFT, DirectFourier
 from blockkit.physics.linop import LinearOperator
 from blockkit.physics.off_resonance import OffResonance
 from blockkit.physics.sense import Encoding
 from blockkit.physics.toeplitz import Toeplitz, padded_shape
-from blockkit.physics.trajectory import density_compensation, radial_3d, spiral_phyllotaxis
+from blockkit.physics.trajectory import radial_3d, spiral_phyllotaxis
 
 Registry = list[tuple[str, Callable[[], LinearOperator]]]
 

@@ -11,7 +11,7 @@ import torch
 from blockkit.blockwise.memory import measure_peak
 from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.data.phantom import pulmonary_phantom
-from blockkit.data.scan import simulate_scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.metrics import psnr
 from blockkit.physics.calibration import estimate_maps, grid_center
 from blockkit.physics.channels import compress_coils, mix_coils

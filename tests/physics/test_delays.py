@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blockkit.data.phantom import pulmonary_phantom
-from blockkit.data.scan import simulate_scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.metrics import psnr
 from blockkit.physics.delays import estimate_delays
 from blockkit.physics.readouts import delay_gradients

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from blockkit.physics.coils import simulate_maps
+from blockkit.physics.density import density_compensation
 from blockkit.physics.fourier import NUFFT, DirectFourier
 from blockkit.physics.generators import floret, from_mrinufft
 from blockkit.physics.linop import adjoint_error
 from blockkit.physics.sense import Encoding
-from blockkit.physics.trajectory import cones, density_compensation, radial_3d, spiral_phyllotaxis, stack_of_stars
+from blockkit.physics.trajectory import cones, radial_3d, spiral_phyllotaxis, stack_of_stars
 
 needs_mrinufft = pytest.mark.skipif(importlib.util.find_spec("mrinufft") is None, reason="needs mri-nufft")
 TRAJECTORIES = [radial_3d, spiral_phyllotaxis, stack_of_stars, cones, pytest.param(floret, marks=needs_mrinufft)]

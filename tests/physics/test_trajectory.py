@@ -6,8 +6,9 @@ import pytest
 import torch
 from operators import scattered
 
+from blockkit.physics.density import density_compensation
 from blockkit.physics.fourier import NUFFT
-from blockkit.physics.trajectory import cones, density_compensation, radial_3d, spiral_phyllotaxis, stack_of_stars
+from blockkit.physics.trajectory import cones, radial_3d, spiral_phyllotaxis, stack_of_stars
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (9, 20, 14), (32, 5, 7)], ids=str)

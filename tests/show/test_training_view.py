@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from blockkit.data.scan import simulate_scan
+from blockkit.data.simulate import simulate_scan
 from blockkit.mbdl.networks import ResidualCNN
 from blockkit.mbdl.progress import History, Progress
 from blockkit.mbdl.training import fit

@@ -149,7 +149,8 @@ class _Job:
         windows = [x.detach()[:, *block.window].requires_grad_(build and grad_x) for block in batch.blocks]
         leaves = [parameter.detach().requires_grad_(build) for parameter in parameters]
         unchanged = guards.no_side_effects(self.network, x.device) if self.exact else nullcontext()
-        with self.autocast(), guards.parametrizations_afresh(), unchanged:
+        precision = guards.precision_named(self.network, x)
+        with self.autocast(), guards.parametrizations_afresh(), unchanged, precision:
             weights = {name: leaves[number] for name, number in self.numbers.items()}
             output = functional_call(self.network, weights, (torch.stack(windows),), tie_weights=False)
         guards.check_output(output, (len(windows), *windows[0].shape))
@@ -250,7 +251,8 @@ def apply_blockwise(
     Raises
     ------
     TypeError
-        If ``x`` is not a real floating-point tensor or ``network`` is not an ``nn.Module``.
+        If ``x`` is not a real floating-point tensor, ``network`` is not an ``nn.Module``, or its weights are of a
+        precision that it cannot use with that of ``x``.
     ValueError
         If a shape does not fit, or if the answer would differ from the whole volume's: a halo below the network's
         reach, a layer that sees the whole volume, active dropout, a buffer that changes.

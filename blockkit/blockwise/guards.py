@@ -79,6 +79,23 @@ def halo_and_stride(
     return used, stride
 
 
+@contextmanager
+def precision_named(network: nn.Module, x: Tensor) -> Iterator[None]:
+    """If the network fails and its weights are of another precision than ``x``, say that in place of torch's words."""
+    try:
+        yield
+    except RuntimeError as error:
+        kinds = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
+        if not kinds or x.dtype in kinds or torch.is_autocast_enabled(x.device.type):
+            raise
+        kind = kinds.pop()
+        raise TypeError(
+            f"x has dtype {x.dtype}, and the network's weights {kind}: expected one precision. Write x.to({kind}), or "
+            f"network.to({x.dtype}). For a network in half precision keep both in torch.float32, and run it within "
+            f"torch.autocast({x.device.type!r}, dtype=torch.bfloat16)."
+        ) from error
+
+
 def check_output(output: Any, windows_shape: Sequence[int]) -> None:
     """Raise unless the network gave one output of the same spatial shape for each window."""
     if not isinstance(output, Tensor):

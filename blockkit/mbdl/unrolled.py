@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blockkit.blockwise.blocks import apply_blockwise
+from blockkit.blockwise.guards import precision_named
 from blockkit.blockwise.reach import reach
 from blockkit.checks import check_complex, check_count, check_tensor
 from blockkit.group import ALONE, Group
@@ -171,7 +172,7 @@ class UnrolledNetwork(nn.Module):
         channels = torch.view_as_real(z).movedim(-1, 0).contiguous() if z.is_complex() else z
         padded = _pad_to_stride(channels, network)
         if self.block_shape is None:
-            with part("windows"):
+            with part("windows"), precision_named(network, padded):
                 result = network(padded[None])[0]
         else:
             result = apply_blockwise(network, padded, self.block_shape, recompute=self.recompute, group=group)

@@ -507,6 +507,35 @@ def test_no_graph_is_built_where_none_is_wanted(mode, recompute):
         assert y.grad_fn is None
 
 
+@pytest.mark.parametrize(("of_weights", "of_x"), [(torch.float32, torch.float64), (torch.float16, torch.float32)])
+def test_another_precision_than_that_of_the_weights_is_named(of_weights, of_x):
+    x = volume(9, 8, 7, dtype=of_x, requires_grad=False)
+    with pytest.raises(
+        TypeError, match=rf"dtype {of_x}, and the network's weights {of_weights}: .*x.to\({of_weights}\)"
+    ):
+        apply_blockwise(build(plain, of_weights), x, 6)
+
+
+def test_a_network_that_casts_takes_any_precision():
+    class Casting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float())
+
+    network, x = Casting(*build(plain, torch.float32)), volume(9, 8, 7)
+    y = apply_blockwise(network, x, 6)
+    torch.testing.assert_close(y, network(x[None])[0])
+
+
+def test_another_failure_of_the_network_keeps_its_own_words():
+    class Failing(nn.Conv3d):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("out of luck")
+
+    x = volume(9, 8, 7, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="does not run"), pytest.raises(RuntimeError, match="^out of luck"):
+        apply_blockwise(Failing(2, 2, 3, padding=1), x, 6, halo=1, exact=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("recompute", [True, False])
 def test_backward_runs_in_the_autocast_state_of_forward(recompute, dtype):

@@ -532,7 +532,7 @@ def test_another_failure_of_the_network_keeps_its_own_words():
             raise RuntimeError("out of luck")
 
     x = volume(9, 8, 7, dtype=torch.float32)
-    with pytest.warns(UserWarning, match="does not run"), pytest.raises(RuntimeError, match="^out of luck"):
+    with pytest.warns(UserWarning, match="does not run"), pytest.raises(RuntimeError, match=r"^out of luck"):
         apply_blockwise(Failing(2, 2, 3, padding=1), x, 6, halo=1, exact=False)
 
 

@@ -55,7 +55,7 @@ def save_weights(model: UnrolledNetwork, path: str | Path, *, compact: bool = Fa
         raise TypeError(f"model is a {type(model).__name__}, expected a blockkit.UnrolledNetwork.")
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     tensors = packed(tensors) if compact else tensors
-    write_tensors(path, tensors, {"format": _FORMAT, "model": json.dumps(describe(model))})
+    write_tensors(path, tensors, {"model": json.dumps(describe(model)), "format": _FORMAT})
 
 
 def load_model(path: str | Path, *, regularizer: nn.Module | None = None) -> UnrolledNetwork:
@@ -135,13 +135,18 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     """Write a safetensors file beside ``path`` and rename it, so that a crash leaves a whole file: old or new.
 
     The file is on the disk before it is renamed, so this holds for a power cut too. If ``path`` is a symbolic link, the
-    file that it leads to is replaced, and the link stays.
+    file that it leads to is replaced, and the link stays. The same tensors and metadata give the same bytes.
     """
     target = Path(os.path.realpath(path))
     beside = target.with_name(target.name + ".part")
     try:
         with beside.open("wb") as file:
-            file.write(save(tensors, metadata))
+            content = memoryview(save(tensors, metadata))
+            start = 8 + int.from_bytes(content[:8], "little")  # of the tensors; before it a JSON header and its length
+            names = json.loads(bytes(content[8:start])) | {"__metadata__": metadata}  # in this order: save draws one
+            header = json.dumps(names, ensure_ascii=False, separators=(",", ":")).encode()
+            header += b" " * (-len(header) % 8)
+            file.writelines([len(header).to_bytes(8, "little"), header, content[start:]])
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)

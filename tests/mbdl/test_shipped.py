@@ -1,12 +1,14 @@
 """The weights that ship, on phantoms never trained on."""
 
+from importlib.resources import files
+
 import pytest
 import torch
 
 from blockkit.classic.compressed_sensing import compressed_sensing
 from blockkit.data.phantom import pulmonary_phantom
 from blockkit.data.simulate import simulate_scan
-from blockkit.mbdl.weights import pretrained
+from blockkit.mbdl.weights import SHIPPED, pretrained, save_weights
 from blockkit.metrics import psnr, ssim
 from blockkit.physics.sense import Encoding
 
@@ -30,6 +32,11 @@ def test_it_is_better_than_gridding_by_decibels():
     gridding, image = A.adjoint(A.dcf * scan.kspace), reconstruct(scan)
     assert psnr(image, scan.reference) > psnr(gridding, scan.reference) + 6
     assert ssim(image, scan.reference) > ssim(gridding, scan.reference) + 0.08
+
+
+def test_the_file_is_the_one_that_its_weights_give(tmp_path):
+    save_weights(pretrained(), tmp_path / SHIPPED, compact=True)
+    assert (tmp_path / SHIPPED).read_bytes() == (files("blockkit_samples") / SHIPPED).read_bytes()
 
 
 def test_blocks_give_the_whole_volume_s_image():

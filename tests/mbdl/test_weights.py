@@ -44,6 +44,18 @@ def test_a_model_comes_back_from_its_file_with_the_same_weights_and_description(
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_the_same_weights_give_the_same_bytes(tmp_path, compact):
+    model = make()
+    path = tmp_path / "w.safetensors"
+    files = set()
+    for _ in range(16):  # safetensors draws the order of the metadata
+        save_weights(model, path, compact=compact)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+    assert int.from_bytes(files.pop()[:8], "little") % 8 == 0  # the values begin where they can be mapped
+
+
 class WithMatrices(ResidualCNN):
     def __init__(self):
         super().__init__(24, 4)

@@ -5,6 +5,7 @@ LAB_ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
+MINUTES ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -43,7 +44,7 @@ help:
 	@echo 'make soak       10,000 training steps and 2,000 reconstructions: does memory, a count or the time of a step grow? 10 minutes'
 	@echo 'make paper      training steps at the size of the paper: hours, goes on where it was stopped'
 	@echo 'make quality    MBDL against tuned compressed sensing: quality, robustness, time; hours, goes on where it was stopped'
-	@echo 'make train      train the weights file that comes with blockkit anew'
+	@echo 'make train      train the weights file that comes with blockkit anew; MINUTES=100: stop after so many, the next call goes on'
 	@echo 'make ablate     train small models with one choice changed at a time: an hour, goes on where it was stopped'
 	@echo 'make clean      delete caches;  make distclean: also $(VENV) and build/, with the state of a training run'
 
@@ -138,7 +139,7 @@ quality: setup
 	@for one in quality robustness speed; do $(PY) benchmarks/$$one.py || exit 1; done
 
 train: setup
-	$(PY) tools/train_shipped.py
+	$(PY) tools/train_shipped.py $(if $(MINUTES),--minutes $(MINUTES))
 
 ablate: setup
 	$(PY) tools/ablate.py

@@ -8,15 +8,20 @@ textures that are no phantom, with less weight on the images of earlier unrolls;
 The seventh makes the layers wider again, on new scans, most of them radial. Both began from weights in 16 bits. The
 weights that ship have their kernels in 8.
 
-Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where it stopped.
+Scans and checkpoints are kept in build/training/, so that an interrupted run goes on where it stopped. A stage that
+takes hours can be trained in sittings (``--minutes 100``): it ends in the same weights as at one go.
 """
 
+import _thread
 import argparse
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from threading import Timer
 from unittest.mock import patch
 
 import torch
@@ -154,24 +159,28 @@ def validation_of(stage: Stage, work: Path) -> SimulatedScans:
     return SimulatedScans({make_scan: VALIDATION_SEEDS, make_wide_scan: wide}, work)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Simulate, train, and write weights and log."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only-simulate", action="store_true", help="make the scans and stop")
-    parser.add_argument("--device", default="cpu", help='where to train: "cuda" for a GPU (default: cpu)')
-    args = parser.parse_args(argv)
-    work = ROOT / "build" / "training"
-    if args.only_simulate:
-        for stage in STAGES:
-            for scan in chain(validation_of(stage, work), scans_of(stage, work)):
-                print(scan, flush=True)
-        return
-    model = make_model()
-    log = []
+@contextmanager
+def at_most(minutes: float) -> Iterator[None]:
+    """Do as Ctrl-C would after so many minutes: ``fit`` then ends between two steps, with its checkpoint written."""
+    timer = Timer(60 * minutes, _thread.interrupt_main)
+    if minutes < math.inf:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def train(work: Path, device: str = "cpu") -> tuple[bk.UnrolledNetwork, list[dict[str, list[float]]]]:
+    """Take the steps that are left of all stages; return the model, and the log of each stage.
+
+    Raises KeyboardInterrupt, with the step that was reached, where Ctrl-C or the time ends it.
+    """
+    model, log = make_model(), []
     for i, stage in enumerate(STAGES):
         if stage.from_16_bits:
             model = model.half().float()
-        model = grown(model, stage).to(args.device)
+        model = grown(model, stage).to(device)
         # half precision in the regularizer only: on a CPU convolutions take half the time, on a GPU it gains nothing
         half = torch.autocast("cpu", dtype=torch.bfloat16)
         with half, patch.object(loss, "EARLIER_UNROLLS", stage.earlier_unrolls):
@@ -186,10 +195,32 @@ def main(argv: Sequence[str] | None = None) -> None:
                 seed=i,
             )
         if history.interrupted:
-            print("Stopped. The same command goes on.")
-            return
+            raise KeyboardInterrupt(f"in stage {i + 1} after {len(history.losses)} of {stage.n_steps} steps")
         losses = [round(error, 5) for error in history.losses]
         log.append({"losses": losses, "validation_psnr_db": history.validation})
+    return model, log
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Simulate, train, and write weights and log."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only-simulate", action="store_true", help="make the scans and stop")
+    parser.add_argument("--device", default="cpu", help='where to train: "cuda" for a GPU (default: cpu)')
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many (default: at the end)")
+    args = parser.parse_args(argv)
+    work = ROOT / "build" / "training"
+    work.mkdir(parents=True, exist_ok=True)
+    if args.only_simulate:
+        for stage in STAGES:
+            for scan in chain(validation_of(stage, work), scans_of(stage, work)):
+                print(scan, flush=True)
+        return
+    try:
+        with at_most(args.minutes):
+            model, log = train(work, args.device)
+    except KeyboardInterrupt as error:
+        print(f"Stopped {error}".rstrip() + ". The same command goes on.")
+        return
     bk.save_weights(model, ROOT / "data_samples" / SHIPPED, compact=True)
     (ROOT / "data_samples" / "training_log.json").write_text(json.dumps(log) + "\n")
 

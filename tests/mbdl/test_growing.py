@@ -1,12 +1,17 @@
 """The stages in which the shipped weights are trained: how a model grows between them, and the scans it then sees."""
 
+import itertools
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from blockkit.mbdl.networks import ResidualCNN
+from blockkit.mbdl.run import Run
 from blockkit.mbdl.unrolled import UnrolledNetwork
+from tests.mbdl.small_scans import make_scan
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -46,6 +51,63 @@ def test_a_grown_model_gives_the_same_images_and_its_new_channels_learn(train_sh
 def test_a_model_that_is_large_enough_stays_as_it_is(train_shipped):
     model = trained_model()
     assert train_shipped.grown(model, train_shipped.Stage(range(0), 1, n_channels=6)) is model
+
+
+def timer_of_steps(every, monkeypatch):
+    """Return what stands in for threading.Timer: the time is up when ``every`` steps were taken."""
+    time_is_up, n_steps, take_step = [], itertools.count(1), Run.take_step
+
+    def counted_step(run, scans):
+        take_step(run, scans)
+        if time_is_up and not next(n_steps) % every:
+            time_is_up[0]()
+
+    def timer(seconds, function):
+        def start():
+            assert seconds == 6000
+            time_is_up.append(function)
+
+        return SimpleNamespace(start=start, cancel=time_is_up.clear)
+
+    monkeypatch.setattr(Run, "take_step", counted_step)
+    return timer
+
+
+@pytest.mark.parametrize("every", [3, 4])
+def test_stages_in_short_sittings_end_in_the_same_weights(train_shipped, monkeypatch, tmp_path, capsys, every):
+    stages = (train_shipped.Stage(range(0), 5, n_channels=6), train_shipped.Stage(range(0), 6, n_channels=9))
+    monkeypatch.setattr(train_shipped, "STAGES", stages)
+    monkeypatch.setattr(train_shipped, "make_model", trained_model)
+    monkeypatch.setattr(train_shipped, "scans_of", lambda *_: [make_scan(seed) for seed in range(3)])
+    monkeypatch.setattr(train_shipped, "validation_of", lambda *_: [make_scan(3)])
+    monkeypatch.setattr(train_shipped, "Timer", timer_of_steps(every, monkeypatch))
+    made = []
+    for options in [], ["--minutes", "100"]:
+        monkeypatch.setattr(train_shipped, "ROOT", tmp_path / str(len(options)))
+        weights = train_shipped.ROOT / "data_samples" / train_shipped.SHIPPED
+        weights.parent.mkdir(parents=True)
+        n_sittings = 0
+        while not weights.exists():
+            train_shipped.main(options)
+            n_sittings += 1
+        made.append([file.read_bytes() for file in sorted(weights.parent.iterdir())])
+    assert made[0] == made[1]
+    assert n_sittings == 1 + 11 // every
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"Stopped in stage 1 after {every} of 5 steps. The same command goes on."
+    assert said[-1].startswith("Stopped in stage 2 after ")
+
+
+def test_the_time_of_a_sitting_ends_as_ctrl_c_does(train_shipped):
+    def steps(seconds):
+        for _ in range(round(100 * seconds)):
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt), train_shipped.at_most(0.001):
+        steps(20)
+    with train_shipped.at_most(0.001):
+        pass
+    steps(0.2)  # nothing ends what comes after the sitting
 
 
 @pytest.mark.slow

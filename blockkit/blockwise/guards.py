@@ -81,12 +81,16 @@ def halo_and_stride(
 
 @contextmanager
 def precision_named(network: nn.Module, x: Tensor) -> Iterator[None]:
-    """If the network fails and its weights are of another precision than ``x``, say that in place of torch's words."""
+    """If torch refuses a type, and the weights are of another precision than ``x``, say that in place of its words.
+
+    Of a network that casts what it is given, any other failure, such as want of memory, keeps its own.
+    """
     try:
         yield
     except RuntimeError as error:
         kinds = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
-        if not kinds or x.dtype in kinds or torch.is_autocast_enabled(x.device.type):
+        of_types = "type" in str(error).lower()
+        if not of_types or not kinds or x.dtype in kinds or torch.is_autocast_enabled(x.device.type):
             raise
         kind = kinds.pop()
         raise TypeError(

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from blockkit.blockwise import blocks
 from blockkit.blockwise.blocks import Blockwise, apply_blockwise, cut_blocks
+from blockkit.blockwise.guards import precision_named
 from blockkit.blockwise.memory import measure_peak, predict_peak
 from blockkit.blockwise.reach import reach
 
@@ -526,14 +527,24 @@ def test_a_network_that_casts_takes_any_precision():
     torch.testing.assert_close(y, network(x[None])[0])
 
 
-def test_another_failure_of_the_network_keeps_its_own_words():
+@pytest.mark.parametrize("of_weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", ["out of luck", "CUDA out of memory. Tried to allocate 2.00 GiB"])
+def test_another_failure_of_the_network_keeps_its_own_words(of_weights, words):
     class Failing(nn.Conv3d):
         def forward(self, x: Tensor) -> Tensor:
-            raise RuntimeError("out of luck")
+            raise RuntimeError(words)
 
-    x = volume(9, 8, 7, dtype=torch.float32)
-    with pytest.warns(UserWarning, match="does not run"), pytest.raises(RuntimeError, match=r"^out of luck"):
-        apply_blockwise(Failing(2, 2, 3, padding=1), x, 6, halo=1, exact=False)
+    network, x = Failing(2, 2, 3, padding=1, dtype=of_weights), volume(9, 8, 7, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="does not run"), pytest.raises(RuntimeError, match=f"^{words}"):
+        apply_blockwise(network, x, 6, halo=1, exact=False)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv3d(2, 2, 1), nn.ConvTranspose3d(2, 2, 1), nn.PReLU(2), nn.Linear(8, 8)])
+@pytest.mark.parametrize("of_x", [torch.float64, torch.float16])
+def test_torch_s_words_for_another_precision_are_known(layer, of_x):
+    x = torch.ones(2, 8, 8, 8, dtype=of_x)
+    with pytest.raises(TypeError, match="expected one precision"), precision_named(layer, x):
+        layer(x[None])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

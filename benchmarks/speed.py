@@ -8,7 +8,8 @@ are the median of three. Baselines have the weights that quality.py found on sma
 blockkit's, which depends on the size, that of robustness.py. Iterations are doubled until that gains less than 0.1
 dB, or until twice as many would take longer than ``--most-seconds`` and are not kept from an earlier run: then the
 table says that the curve is not at its end. Points are kept in build/speed/, so that a run that was stopped goes on.
-Run it on a quiet machine. Writes benchmarks/results/speed.md and the curves beside it, speed.svg.
+Run it on a quiet machine. Writes benchmarks/results/speed.md and the curves beside it, speed.svg. One point alone, at
+another weight, is printed by ``speed.py --in-process bart_haar 200 1.5e-4``.
 """
 
 import argparse
@@ -102,11 +103,11 @@ def weight_of(baseline: Baseline) -> float:
     return OTHER_WEIGHTS.get(baseline.key, baseline.weight)
 
 
-def baseline_point(key: str, n_iterations: int) -> dict[str, float]:
+def baseline_point(key: str, n_iterations: str, weight: str = "") -> dict[str, float]:
     """Reconstruct by a baseline, once, and return seconds and scores."""
     scan = kept_scan()
     (baseline,) = (baseline for baseline in BASELINES if baseline.key == key)
-    image, seconds = baseline.timed(scan, weight_of(baseline), n_iterations)
+    image, seconds = baseline.timed(scan, float(weight or weight_of(baseline)), int(n_iterations))
     return scores(image, scan, seconds)
 
 
@@ -169,8 +170,8 @@ def compare(name: str, points: dict[int, dict[str, float]], ours: dict[str, dict
 def main() -> None:
     """Measure what is not kept yet, and write the table."""
     if sys.argv[1:2] == [IN_PROCESS]:
-        name, *n_iterations = sys.argv[2:]
-        print(json.dumps(baseline_point(name, *map(int, n_iterations)) if n_iterations else mbdl(name)))
+        name, *how = sys.argv[2:]
+        print(json.dumps(baseline_point(name, *how) if how else mbdl(name)))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--most-seconds", type=float, default=math.inf, help="of one reconstruction")
